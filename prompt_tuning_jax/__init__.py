@@ -1,0 +1,73 @@
+"""Prompt tuning of frozen T5 models in JAX.
+
+  import prompt_tuning_jax as ptj
+
+  backbone = ptj.load_backbone('nano')
+  result = ptj.train(backbone=backbone, method=ptj.SoftPrompt(20), task='…', …)
+  ptj.generate(backbone, result.prompt, ['definition: a small furry animal'])
+
+Names are imported when they are first used, so that `import prompt_tuning_jax` is fast
+and brings neither JAX nor TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = '0.1.0'
+
+if TYPE_CHECKING:
+  from prompt_tuning_jax import initializers
+  from prompt_tuning_jax.artifact import load_prompt, save_prompt
+  from prompt_tuning_jax.checkpoints.load import load_backbone
+  from prompt_tuning_jax.evaluation.evaluate import evaluate
+  from prompt_tuning_jax.evaluation.infer import generate, rank
+  from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+  from prompt_tuning_jax.training.step import loss_and_grad
+  from prompt_tuning_jax.training.train import train
+  from prompt_tuning_jax.typing import Batch, Injection
+
+# In the order in which a user meets them.
+_MODULES = {
+    'load_backbone': 'checkpoints.load',
+    'SoftPrompt': 'methods.soft_prompt',
+    'initializers': '',
+    'train': 'training.train',
+    'evaluate': 'evaluation.evaluate',
+    'generate': 'evaluation.infer',
+    'rank': 'evaluation.infer',
+    'loss_and_grad': 'training.step',
+    'load_prompt': 'artifact',
+    'save_prompt': 'artifact',
+    'Injection': 'typing',
+    'Batch': 'typing',
+}
+
+__all__ = [
+    'load_backbone',
+    'SoftPrompt',
+    'initializers',
+    'train',
+    'evaluate',
+    'generate',
+    'rank',
+    'loss_and_grad',
+    'load_prompt',
+    'save_prompt',
+    'Injection',
+    'Batch',
+]
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _MODULES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = _MODULES[name]
+  if not module:
+    return importlib.import_module(f'{__name__}.{name}')
+  value = getattr(importlib.import_module(f'{__name__}.{module}'), name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *__all__])

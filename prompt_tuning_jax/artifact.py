@@ -1,0 +1,423 @@
+"""The prompt artifact: what users keep and share of a tuned prompt, in one file.
+
+A safetensors file with the folded Injection (no reparameterisation, no optimiser
+state, no weights of the backbone) and, in its header, a manifest that says which
+backbone the prompt belongs to and how its inputs are laid out. One sha256 over
+manifest and arrays is checked on loading; nothing in the file is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from prompt_tuning_jax.checkpoints.source import (
+    canonical_json,
+    library_version,
+    open_safetensors,
+    plain,
+    written_whole,
+)
+from prompt_tuning_jax.typing import BackboneSpec, Injection
+
+if TYPE_CHECKING:
+  from prompt_tuning_jax.backbones.backbone import Backbone
+
+FORMAT = 'prompt_tuning_jax.prompt'
+FORMAT_VERSION = 1
+_NPY_MAGIC = b'\x93NUMPY'
+_KV_FIELDS = ('encoder_kv', 'decoder_kv', 'cross_kv')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+  """What an artifact says of its prompt; '' or None where it is not known.
+
+  Attributes:
+    backbone: name of the backbone the prompt was trained with.
+    backbone_fingerprint: content hash of that backbone's weights.
+    backbone_spec: that backbone's sizes.
+    vocabulary_fingerprint: hash of the vocabulary.
+    method: the prompt method's class, 'SoftPrompt'.
+    num_virtual_tokens: virtual tokens that the data pipeline places in each input.
+    placement: where it places them, as `data.virtual_tokens.as_placement` takes it.
+    task: the task or mixture it was trained on.
+    feature_lengths: lengths of 'inputs' and 'targets' in tokens.
+    metrics: scores on the validation split, by name.
+    step: training step.
+    created_by: the command that made it.
+    library_version: version of this library that wrote it.
+    format_version: version of the file's layout.
+  """
+
+  backbone: str = ''
+  backbone_fingerprint: str = ''
+  backbone_spec: BackboneSpec | None = None
+  vocabulary_fingerprint: str = ''
+  method: str = ''
+  num_virtual_tokens: int = 0
+  placement: str | Mapping[str, Any] = ''
+  task: str = ''
+  feature_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  step: int | None = None
+  created_by: str = ''
+  library_version: str = ''
+  format_version: int = FORMAT_VERSION
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Prompt:
+  """A tuned prompt: the arrays a backbone takes, and where they belong.
+
+  Attributes:
+    injection: the folded arrays.
+    manifest: what is known of them.
+    source: the file it was loaded from, for messages.
+  """
+
+  injection: Injection
+  manifest: Manifest
+  source: str = dataclasses.field(default='', compare=False)
+
+  @property
+  def length(self) -> int:
+    """Rows of the soft prompt, or positions of the prefix where there is none."""
+    return _length(self.injection)
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes the artifact, or nothing: an existing file is replaced at the end.
+
+    Raises:
+      ValueError: if the injection is empty or does not fit its manifest, or the
+        name promises another format.
+      OSError: if it cannot be written.
+    """
+    if os.fspath(path).endswith('.npy'):
+      raise ValueError(
+          f'An artifact is a safetensors file and cannot be called {path}: name it '
+          '.safetensors.'
+      )
+    arrays = _arrays(self.injection)
+    _check_own(self.injection, self.manifest)
+    described = {'format': FORMAT, **plain(dataclasses.asdict(self.manifest))}
+    described['sha256'] = _sha256(described, arrays)
+    content = safetensors.numpy.save(arrays, metadata={'manifest': canonical_json(described)})
+    with written_whole(path) as unfinished:
+      with open(unfinished, 'wb') as file:
+        file.write(content)
+
+  def check(
+      self,
+      backbone: Backbone,
+      *,
+      length: int | None = None,
+      method: str | None = None,
+  ) -> None:
+    """Refuses the prompt unless it belongs to this backbone and this run.
+
+    Args:
+      backbone: the model it is to be used with.
+      length: the length the run expects, if it expects one.
+      method: the prompt method the run expects, if it expects one.
+
+    Raises:
+      ValueError: on another length, method, width, backbone or vocabulary. A prompt
+        is never cut, repeated or broadcast to fit.
+    """
+    what, trained_with = self._what(), self.manifest.backbone or 'another backbone'
+    if length is not None and length != self.length:
+      raise ValueError(
+          f'{what} has length {self.length}, but this run expects {length} '
+          f'(PROMPT_LENGTH). Set PROMPT_LENGTH = {self.length}, or use a prompt of '
+          f'length {length}.'
+      )
+    if method is not None and self.manifest.method and method != self.manifest.method:
+      raise ValueError(
+          f'{what} was made by the method {self.manifest.method}, but this run uses '
+          f'{method}. Use the same method, or a prompt made by {method}.'
+      )
+    spec = self.manifest.backbone_spec
+    if spec is not None and spec != backbone.spec:
+      raise ValueError(
+          f'{what} was trained for {trained_with} ({_differences(spec, backbone.spec)}), '
+          f'but this run uses {backbone.name} ({_differences(backbone.spec, spec)}). Load '
+          f'the backbone it was trained with, or train a new prompt for {backbone.name}.'
+      )
+    try:
+      self.injection.check(backbone.spec)
+    except ValueError as error:
+      raise ValueError(f'{what} does not fit {backbone.name}: {error}') from error
+    expected = self.manifest.backbone_fingerprint
+    if expected and expected != backbone.fingerprint:
+      raise ValueError(
+          f'{what} was trained for {trained_with} with the weights {expected[:12]}…, but '
+          f'{backbone.name} from {backbone.source} has the weights '
+          f'{backbone.fingerprint[:12]}…: of the same size, but another model. Load the '
+          f'backbone it was trained with, or train a new prompt for {backbone.name}.'
+      )
+    expected = self.manifest.vocabulary_fingerprint
+    if expected and backbone.vocabulary and expected != backbone.vocabulary.fingerprint:
+      raise ValueError(
+          f'{what} was trained with the vocabulary {expected[:12]}…, but {backbone.name} '
+          f'uses {backbone.vocabulary.path} ({backbone.vocabulary.fingerprint[:12]}…). '
+          'Load the backbone with the vocabulary the prompt was trained with.'
+      )
+
+  def _what(self) -> str:
+    return f'The prompt {self.source}' if self.source else 'The prompt'
+
+  def __repr__(self) -> str:
+    manifest = self.manifest
+    count = sum(array.size for array in _arrays(self.injection).values())
+    lines = [f'Prompt: {self.injection}, {count:,} numbers']
+
+    def add(label: str, *parts: str) -> None:
+      text = ', '.join(part for part in parts if part)
+      if text:
+        lines.append(f'  {label:<10} {text}')
+
+    weights = manifest.backbone_fingerprint
+    add('backbone', manifest.backbone, weights and f'weights {weights[:12]}…')
+    add('method', manifest.method)
+    add('placement', _placement(manifest.placement))
+    add('task', manifest.task, _pairs(manifest.feature_lengths))
+    add('metrics', _pairs(manifest.metrics), _step(manifest.step))
+    add('made by', manifest.created_by)
+    add('from', self.source)
+    return '\n'.join(lines)
+
+
+def save_prompt(
+    path: str | os.PathLike[str],
+    injection: Injection,
+    *,
+    backbone: Backbone | None = None,
+    **fields: Any,
+) -> Prompt:
+  """Writes a tuned prompt as one safetensors file and returns it as loaded.
+
+  Args:
+    path: where to; the ending .safetensors is customary.
+    injection: the folded arrays, `method.apply({'params': params}, spec)`.
+    backbone: the backbone it was trained with: gives name, fingerprint, sizes and
+      vocabulary. None where it is unknown; the prompt then fits any of its width.
+    **fields: further fields of `Manifest`: method, placement (a `Placement`, or its
+      description), task, feature_lengths, metrics, step, created_by.
+      `num_virtual_tokens` is the length of the soft prompt unless it is named.
+
+  Raises:
+    TypeError: if there is no such field, naming the nearest.
+    ValueError: if the injection is empty or does not fit the backbone.
+    OSError: if it cannot be written.
+  """
+  known = [field.name for field in dataclasses.fields(Manifest)]
+  for name in fields:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f' Did you mean {near[0]!r}?' if near else ''
+      raise TypeError(
+          f'save_prompt got an unknown field {name!r}.{hint} A manifest has '
+          f'{", ".join(known)}.'
+      )
+  if backbone is not None:
+    fields = {
+        'backbone': backbone.name,
+        'backbone_fingerprint': backbone.fingerprint,
+        'backbone_spec': backbone.spec,
+        'vocabulary_fingerprint': getattr(backbone.vocabulary, 'fingerprint', ''),
+    } | fields
+  if injection.virtual_embeddings is not None:
+    fields.setdefault('num_virtual_tokens', injection.virtual_embeddings.shape[0])
+  if 'placement' in fields:
+    fields['placement'] = getattr(fields['placement'], 'description', fields['placement'])
+  fields['library_version'] = library_version()
+  prompt = Prompt(injection, Manifest(**fields))
+  prompt.save(path)
+  return load_prompt(path)
+
+
+def load_prompt(path: str | os.PathLike[str]) -> Prompt:
+  """Reads a prompt: an artifact of this library, or the original's `.npy` [P, D].
+
+  A `.npy` file carries no manifest: only its width can be checked against a backbone.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is damaged, not a prompt, of a newer version, or a pickle
+      (which is never opened).
+  """
+  path = os.fspath(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(_not_a_file(path))
+  with open(path, 'rb') as file:
+    start = file.read(9)
+  if start.startswith(_NPY_MAGIC):
+    return _load_npy(path)
+  # The length of a safetensors header may begin like a pickle; a brace follows it.
+  is_pickle = start[:1] == b'\x80' and start[8:] not in (b'', b'{')
+  if is_pickle or path.endswith('.npy'):
+    raise ValueError(
+        f'{path} is not an array in .npy format; it may be a Python pickle, which could '
+        'run any code and is never opened. Save the prompt with numpy.save(path, array).'
+    )
+  return _load_artifact(path)
+
+
+def _load_artifact(path: str) -> Prompt:
+  stored, metadata = open_safetensors(path)
+  try:
+    described = json.loads(metadata['manifest'])
+    recorded = described.pop('sha256')
+    is_ours = described['format'] == FORMAT
+  except (KeyError, TypeError, ValueError, AttributeError):
+    is_ours = False
+  if not is_ours:
+    raise ValueError(
+        f'{path} is a safetensors file, but not a prompt artifact of this library: it has '
+        f'no readable manifest. It holds {", ".join(list(stored)[:4]) or "nothing"}. '
+        'Export the prompt again, or name another file.'
+    )
+  arrays = {name: stored[name] for name in stored}
+  found = _sha256(described, arrays)
+  if found != recorded:
+    raise ValueError(
+        f'{path} is damaged: the sha256 of its content is {found}, but its manifest says '
+        f'{recorded}. Fetch or copy it again, or export the prompt again.'
+    )
+  del described['format']
+  version = described.get('format_version')
+  if version != FORMAT_VERSION:
+    raise ValueError(
+        f'{path} has format_version {version!r}; this version of the library reads '
+        f'{FORMAT_VERSION}. It was written by version '
+        f'{described.get("library_version")!r}: install that one or a newer one.'
+    )
+  try:
+    if described['backbone_spec'] is not None:
+      described['backbone_spec'] = BackboneSpec(**described['backbone_spec'])
+    manifest = Manifest(**described)
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+        f'{path} has a manifest of other fields than format_version {FORMAT_VERSION} '
+        f'({error!r}): it was not written by this library. Export the prompt again.'
+    ) from error
+  injection = Injection(
+      virtual_embeddings=_pick(arrays, 'virtual_embeddings'),
+      **{
+          name: (_pick(arrays, f'{name}/keys'), _pick(arrays, f'{name}/values'))
+          for name in _KV_FIELDS
+          if f'{name}/keys' in arrays
+      },
+  )
+  return Prompt(injection, manifest, source=path)
+
+
+def _load_npy(path: str) -> Prompt:
+  try:
+    # Mapping the file refuses objects, and headers that claim more than it holds.
+    array = np.array(np.load(path, mmap_mode='r', allow_pickle=False))
+  except (ValueError, OSError, EOFError, OverflowError) as error:
+    raise ValueError(
+        f'{path} cannot be read as an array ({error}). If it holds Python objects, they '
+        'are a pickle, which could run any code and is never opened; else it was probably '
+        'cut off. Save the prompt again with numpy.save(path, array).'
+    ) from error
+  if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+    raise ValueError(
+        f'{path} holds an array of shape {list(array.shape)} and type {array.dtype}; a '
+        'prompt is [prompt length, d_model] of floating-point numbers.'
+    )
+  injection = Injection(virtual_embeddings=jnp.asarray(array, jnp.float32))
+  return Prompt(injection, Manifest(num_virtual_tokens=len(array)), source=path)
+
+
+def _not_a_file(path: str) -> str:
+  if os.path.isdir(path):
+    return (
+        f'{path} is a directory; a prompt is one file: an artifact of this library '
+        '(.safetensors), or an array of the original code (.npy).'
+    )
+  folder, name = os.path.split(path)
+  try:
+    near = difflib.get_close_matches(name, os.listdir(folder or '.'), n=1)
+  except OSError:
+    return f'No prompt {path}: there is no directory {folder}.'
+  hint = f' Did you mean {os.path.join(folder, near[0])}?' if near else ''
+  return f'No prompt {path}: there is no such file.{hint}'
+
+
+def _check_own(injection: Injection, manifest: Manifest) -> None:
+  if not _arrays(injection):
+    raise ValueError('The injection is empty: there is no prompt to save.')
+  rows = injection.virtual_embeddings
+  if rows is not None and rows.shape[:-1] != (manifest.num_virtual_tokens,):
+    raise ValueError(
+        f'Injection.virtual_embeddings has shape {list(rows.shape)}, but the manifest says '
+        f'num_virtual_tokens={manifest.num_virtual_tokens}. One prompt is saved per file, '
+        'as [num_virtual_tokens, d_model].'
+    )
+  if manifest.backbone_spec is not None:
+    injection.check(manifest.backbone_spec)
+
+
+def _arrays(injection: Injection) -> dict[str, np.ndarray]:
+  """The arrays under their names in the file."""
+  arrays = {}
+  if injection.virtual_embeddings is not None:
+    arrays['virtual_embeddings'] = np.ascontiguousarray(injection.virtual_embeddings)
+  for name in _KV_FIELDS:
+    pair = getattr(injection, name)
+    if pair is not None:
+      for part, array in zip(('keys', 'values'), pair):
+        arrays[f'{name}/{part}'] = np.ascontiguousarray(array)
+  return arrays
+
+
+def _pick(arrays: Mapping[str, np.ndarray], name: str) -> Any:
+  return jnp.asarray(arrays[name]) if name in arrays else None
+
+
+def _length(injection: Injection) -> int:
+  if injection.virtual_embeddings is not None:
+    return injection.virtual_embeddings.shape[0]
+  pairs = (getattr(injection, name) for name in _KV_FIELDS)
+  return max((pair[0].shape[1] for pair in pairs if pair is not None), default=0)
+
+
+def _sha256(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+  digest = hashlib.sha256(canonical_json(described).encode())
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    digest.update(f'{name} {array.dtype} {list(array.shape)}\n'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
+def _differences(spec: BackboneSpec, other: BackboneSpec) -> str:
+  mine, theirs = dataclasses.asdict(spec), dataclasses.asdict(other)
+  return ', '.join(f'{name}={mine[name]}' for name in mine if mine[name] != theirs[name])
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+  return ', '.join(
+      f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+      for name, value in values.items()
+  )
+
+
+def _placement(placement: str | Mapping[str, Any]) -> str:
+  return placement if isinstance(placement, str) else _pairs(placement)
+
+
+def _step(step: int | None) -> str:
+  return '' if step is None else f'step {step:,}'

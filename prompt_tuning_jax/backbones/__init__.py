@@ -1,0 +1,1 @@
+"""Frozen pretrained models: `(frozen params, Batch, Injection) → logits`."""

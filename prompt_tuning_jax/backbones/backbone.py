@@ -1,0 +1,76 @@
+"""A backbone as the rest of the library holds it: module, weights, vocabulary."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.typing import Array, BackboneSpec, PyTree
+
+
+class Backbone:
+  """A pretrained model and what belongs to it; the weights are read on first use.
+
+  Attributes:
+    name: short name for messages and manifests, for example `nano`.
+    module: the Linen module that computes `(params, Batch, Injection) → logits`.
+    vocabulary: the vocabulary it was trained with.
+    source: where the weights come from.
+  """
+
+  def __init__(
+      self,
+      name: str,
+      module: nn.Module,
+      vocabulary: Vocabulary | None,
+      load_params: Callable[[], PyTree],
+      *,
+      source: str = '',
+      fingerprint: Callable[[PyTree], str] | str = '',
+  ):
+    self.name = name
+    self.module = module
+    self.vocabulary = vocabulary
+    self.source = source
+    self._load_params = load_params
+    self._fingerprint = fingerprint
+
+  def __repr__(self) -> str:
+    return f'Backbone({self.name!r}, {self.num_params:,} parameters, from {self.source!r})'
+
+  @functools.cached_property
+  def params(self) -> PyTree:
+    """The weights, loaded when first asked for."""
+    return self._load_params()
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Identity of the weights, independent of the format they were read from."""
+    if callable(self._fingerprint):
+      return self._fingerprint(self.params)
+    return self._fingerprint
+
+  @property
+  def spec(self) -> BackboneSpec:
+    """The sizes that a prompt method may know."""
+    return self.module.spec
+
+  @functools.cached_property
+  def shapes(self) -> PyTree:
+    """Shapes and types of the weights, without loading them."""
+    return jax.eval_shape(self.module.init_params, jax.random.key(0))
+
+  @property
+  def num_params(self) -> int:
+    """Number of weights, counted from the shapes."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.shapes))
+
+  @property
+  def embedding_VD(self) -> Array:
+    """The token embedding table [V, D], from which prompts may be initialised."""
+    return self.params['token_embedder']['embedding']

@@ -1,0 +1,232 @@
+"""The layers of T5: norm, relative position bias, attention, gated MLP.
+
+Names of submodules and parameters are T5X's, so that its checkpoints load as
+they are; kernels are two-dimensional [in, out] with T5X's logical axes. Norms
+and softmax compute in float32 whatever the computation's dtype. Shapes follow
+the key in `prompt_tuning_jax/typing.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning_jax.typing import Array
+
+# What T5X adds to the attention logits of a hidden position. In float32 it swallows
+# the logits of a row in which everything is hidden, so that such a row attends evenly.
+MASKED = -1e10
+
+
+def dropout(x: Array, rate: float, rng: Array | None, shared_axis: int = -2) -> Array:
+  """T5's dropout: one mask for all positions of a row (`shared_axis`).
+
+  Does nothing where `rng` is None or `rate` is 0.
+  """
+  if rng is None or rate == 0.0:
+    return x
+  shape = list(x.shape)
+  shape[shared_axis] = 1
+  keep = jax.random.bernoulli(rng, 1.0 - rate, shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+class Kernel(nn.Module):
+  """A matrix [in, out] without bias, `Dense` in T5's terms."""
+
+  features: int
+  axes: tuple[str, str]
+  stddev: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel = self.param(
+        'kernel',
+        nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes),
+        (x.shape[-1], self.features),
+    )
+    return x @ kernel.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """Root mean square norm with a scale and no bias (Zhang & Sennrich, 2019)."""
+
+  dtype: jnp.dtype
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param(
+        'scale',
+        nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
+        (x.shape[-1],),
+    )
+    return _rms_norm(x, scale, self.epsilon).astype(self.dtype)
+
+
+# Elementwise work is cheaper to repeat in the backward pass than to keep: without the
+# checkpoints here the residuals of a step take about twice the memory.
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon) * scale
+
+
+def relative_position_bucket(
+    relative_position: Array, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> Array:
+  """Bucket of a distance key − query (Raffel et al., 2020, section 2.1).
+
+  Small distances have a bucket each, larger ones share logarithmically growing
+  buckets, everything from `max_distance` on shares the last. Bidirectional
+  attention spends half of the buckets on keys that come later.
+
+  Args:
+    relative_position: int32 array of key position − query position.
+    bidirectional: True in the encoder, False in the decoder.
+    num_buckets: rows of the bias table.
+    max_distance: distance from which all share a bucket.
+
+  Returns:
+    int32 array of the same shape, in [0, num_buckets).
+  """
+  offset = jnp.zeros_like(relative_position)
+  if bidirectional:
+    num_buckets //= 2
+    offset = jnp.where(relative_position > 0, num_buckets, 0)
+    distance = jnp.abs(relative_position)
+  else:
+    distance = jnp.maximum(-relative_position, 0)
+  num_exact = num_buckets // 2
+  # The epsilon is T5X's own: it keeps log(0) away where the exact buckets win anyway.
+  log_ratio = jnp.log(
+      distance.astype(jnp.float32) / num_exact + jnp.finfo(jnp.float32).eps
+  ) / jnp.log(jnp.float32(max_distance / num_exact))
+  logarithmic = num_exact + (log_ratio * (num_buckets - num_exact)).astype(jnp.int32)
+  logarithmic = jnp.minimum(logarithmic, num_buckets - 1)
+  return offset + jnp.where(distance < num_exact, distance, logarithmic)
+
+
+class RelativePositionBias(nn.Module):
+  """A learned number for each head and distance bucket, added to attention logits."""
+
+  num_heads: int
+  num_buckets: int
+  max_distance: int
+  bidirectional: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, query_positions_T: Array, key_positions_S: Array) -> Array:
+    """Returns the bias [1, N, T, S]."""
+    table_NR = self.param(
+        'rel_embedding',
+        nn.with_logical_partitioning(
+            nn.initializers.normal(self.num_heads**-0.5), ('heads', 'relpos_buckets')
+        ),
+        (self.num_heads, self.num_buckets),
+    )
+    buckets_TS = relative_position_bucket(
+        key_positions_S[None, :] - query_positions_T[:, None],
+        bidirectional=self.bidirectional,
+        num_buckets=self.num_buckets,
+        max_distance=self.max_distance,
+    )
+    return jnp.asarray(table_NR, self.dtype)[None, :, buckets_TS]
+
+
+class Attention(nn.Module):
+  """Multi-head attention as in T5: no biases, no 1/sqrt(H) on the logits."""
+
+  num_heads: int
+  d_kv: int
+  d_model: int
+  dtype: jnp.dtype
+  dropout_rate: float = 0.0
+
+  def setup(self) -> None:
+    joined = self.num_heads * self.d_kv
+    into = dict(features=joined, axes=('embed', 'joined_kv'), dtype=self.dtype)
+    # T5 folds the 1/sqrt(d_kv) that its logits lack into the query's initialisation.
+    self.query = Kernel(stddev=(self.d_model * self.d_kv) ** -0.5, **into)
+    self.key = Kernel(stddev=self.d_model**-0.5, **into)
+    self.value = Kernel(stddev=self.d_model**-0.5, **into)
+    self.out = Kernel(
+        features=self.d_model,
+        axes=('joined_kv', 'embed'),
+        stddev=joined**-0.5,
+        dtype=self.dtype,
+    )
+
+  def _split_heads(self, x: Array) -> Array:
+    return x.reshape(*x.shape[:-1], self.num_heads, self.d_kv)
+
+  def keys_and_values(self, x_BSD: Array) -> tuple[Array, Array]:
+    """Keys and values [B, S, N, H] of the positions that can be attended to."""
+    return self._split_heads(self.key(x_BSD)), self._split_heads(self.value(x_BSD))
+
+  def __call__(
+      self,
+      x_BTD: Array,
+      key_BSNH: Array,
+      value_BSNH: Array,
+      bias_BNTS: Array,
+      dropout_rng: Array | None = None,
+  ) -> Array:
+    """Attends from `x_BTD`; hidden pairs carry a large negative bias."""
+    query_BTNH = self._split_heads(self.query(x_BTD))
+    with jax.named_scope('attention'):
+      logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', query_BTNH, key_BSNH)
+      logits_BNTS = logits_BNTS.astype(jnp.float32) + bias_BNTS.astype(jnp.float32)
+      weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(self.dtype)
+      weights_BNTS = dropout(weights_BNTS, self.dropout_rate, dropout_rng)
+      mixed_BTNH = jnp.einsum('BNTS,BSNH->BTNH', weights_BNTS, value_BSNH)
+    return self.out(mixed_BTNH.reshape(*x_BTD.shape[:-1], -1))
+
+
+_ACTIVATIONS = {
+    'relu': jax.nn.relu,
+    # T5 1.1 uses the tanh approximation, Hugging Face's `gelu_new`.
+    'gelu': lambda x: jax.nn.gelu(x, approximate=True),
+    'linear': lambda x: x,
+}
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _gate(activations: tuple[str, ...], branches: list[Array]) -> Array:
+  """The product of the activated branches; one branch is an ordinary activation."""
+  activated = [_ACTIVATIONS[name](x) for name, x in zip(activations, branches)]
+  return functools.reduce(jnp.multiply, activated)
+
+
+class MLP(nn.Module):
+  """Feed-forward block: ReLU (T5 1.0) or gated (Shazeer, 2020; T5 1.1)."""
+
+  d_ff: int
+  activations: tuple[str, ...]
+  dtype: jnp.dtype
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, x_BTD: Array, dropout_rng: Array | None = None) -> Array:
+    d_model = x_BTD.shape[-1]
+    gated = len(self.activations) > 1
+    branches = [
+        Kernel(
+            self.d_ff,
+            ('embed', 'mlp'),
+            d_model**-0.5,
+            self.dtype,
+            name=f'wi_{i}' if gated else 'wi',
+        )(x_BTD)
+        for i in range(len(self.activations))
+    ]
+    hidden_BTF = _gate(self.activations, branches)
+    hidden_BTF = dropout(hidden_BTF, self.dropout_rate, dropout_rng)
+    return Kernel(d_model, ('mlp', 'embed'), self.d_ff**-0.5, self.dtype, name='wo')(
+        hidden_BTF
+    )

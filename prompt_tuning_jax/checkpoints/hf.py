@@ -1,0 +1,228 @@
+"""Reading Hugging Face T5 folders: config.json and safetensors, in one file or sharded.
+
+The traps of the format are handled here and nowhere else: transformers 5 writes
+`tie_word_embeddings: true` for untied models too, so what the file holds decides;
+old Hub files carry a relative bias in the first cross-attention that no model uses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_tuning_jax.backbones.t5 import T5Config
+from prompt_tuning_jax.checkpoints import names
+from prompt_tuning_jax.checkpoints.source import Checkpoint, Weights, open_safetensors
+
+_EMBEDDING = 'shared.weight'
+_OUTPUT = 'lm_head.weight'
+# The same tensor as `shared.weight`, written again by some versions.
+_EMBEDDING_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+# Written by old versions of transformers, used by none.
+_STRAY = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
+
+_ACTIVATIONS = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
+_EPSILON = 1e-6
+
+
+def read_hf(directory: str | os.PathLike[str]) -> Checkpoint:
+  """Opens a Hugging Face T5 folder; weights are read on demand, with T5X's names.
+
+  The output layer is untied iff `lm_head.weight` is in the file and differs from the
+  embedding. Tied logits are scaled iff config.json says so, or, where it does not
+  say, iff they are tied (T5 1.0).
+
+  Raises:
+    FileNotFoundError: if config.json, the weights, or a shard is missing.
+    ValueError: if the model is not a T5 that this version reads, the weights are a
+      pickle, a file is damaged, or shapes do not fit.
+  """
+  directory = os.fspath(directory)
+  description = _read_json(os.path.join(directory, 'config.json'))
+  _check_description(description, directory)
+  stored = _open_weights(directory)
+  for name in (_EMBEDDING, *_EMBEDDING_COPIES):
+    if name in stored.specs:
+      embedding = name
+      break
+  else:
+    raise ValueError(
+        f'{directory} holds no {_EMBEDDING}, the embedding table of every T5. Found '
+        f'{", ".join(list(stored)[:4])}, … Is it another kind of model?'
+    )
+  tied = _is_tied(stored, embedding, description, directory)
+  config = _config(description, tied, directory)
+
+  used = {embedding, _OUTPUT if tied else embedding, _STRAY}
+  for copy in _EMBEDDING_COPIES:
+    if copy in stored.specs:
+      _check_same(stored, embedding, copy, directory)
+      used.add(copy)
+  source: dict[str, tuple[str, bool]] = {}
+  specs: dict[str, jax.ShapeDtypeStruct] = {}
+  for entry in names.entries(config):
+    name = embedding if entry.hf == _EMBEDDING else entry.hf
+    if name in stored.specs:
+      spec = stored.specs[name]
+      shape = spec.shape[::-1] if entry.transposed else spec.shape
+      specs[entry.t5x] = jax.ShapeDtypeStruct(shape, spec.dtype)
+      source[entry.t5x] = (name, entry.transposed)
+      used.add(name)
+  # What the table does not know is listed under its own name.
+  specs |= {name: spec for name, spec in stored.specs.items() if name not in used}
+  names.check_shapes(Weights(specs, stored.__getitem__), config, directory)
+
+  def read(t5x_name: str) -> np.ndarray:
+    name, transposed = source[t5x_name]
+    array = stored[name]
+    return array.T if transposed else array
+
+  return Checkpoint(
+      format='hf',
+      path=directory,
+      config=config,
+      weights=Weights(specs, read),
+      manifest=description,
+  )
+
+
+def _check_description(description: Mapping[str, Any], directory: str) -> None:
+  model_type = description.get('model_type')
+  if model_type != 't5':
+    raise ValueError(
+        f"{directory}/config.json has model_type {model_type!r}; this version reads 't5' "
+        '(T5 1.0 and 1.1, LM-adapted T5, Flan-T5, ByT5).'
+    )
+  epsilon = description.get('layer_norm_epsilon', _EPSILON)
+  if not np.isclose(epsilon, _EPSILON, rtol=1e-3, atol=0):
+    raise ValueError(
+        f'{directory}/config.json has layer_norm_epsilon {epsilon}; every T5 uses '
+        f'{_EPSILON}, and the backbone knows no other.'
+    )
+  if 'quantization_config' in description:
+    raise ValueError(
+        f'{directory} holds a quantised model. Use the original in float32 or bfloat16.'
+    )
+
+
+def _config(description: Mapping[str, Any], tied: bool, directory: str) -> T5Config:
+  activation = description.get('feed_forward_proj', 'relu')
+  if activation not in _ACTIVATIONS:
+    raise ValueError(
+        f'{directory}/config.json has feed_forward_proj {activation!r}; this version '
+        f'knows {", ".join(map(repr, _ACTIVATIONS))}.'
+    )
+  # transformers scales tied outputs unless the newer key says otherwise.
+  scaled_by_default = tied and description.get('tie_word_embeddings', True)
+  try:
+    layers = description['num_layers']
+    return T5Config(
+        vocab_size=description['vocab_size'],
+        d_model=description['d_model'],
+        num_heads=description['num_heads'],
+        d_kv=description['d_kv'],
+        d_ff=description['d_ff'],
+        num_encoder_layers=layers,
+        # Also missing or null in old files: as deep as the encoder.
+        num_decoder_layers=description.get('num_decoder_layers') or layers,
+        relpos_buckets=description.get('relative_attention_num_buckets', 32),
+        relpos_max_distance=description.get('relative_attention_max_distance', 128),
+        mlp_activations=_ACTIVATIONS[activation],
+        tied_embeddings=tied,
+        scale_decoder_outputs=description.get('scale_decoder_outputs', scaled_by_default),
+    )
+  except KeyError as error:
+    raise ValueError(
+        f'{directory}/config.json does not say {error}, which a T5 config needs.'
+    ) from error
+
+
+def _is_tied(
+    stored: Weights, embedding: str, description: Mapping[str, Any], directory: str
+) -> bool:
+  if _OUTPUT in stored.specs:
+    return _same(stored, embedding, _OUTPUT)
+  if description.get('tie_word_embeddings', True):
+    return True
+  raise ValueError(
+      f'{directory}: config.json says tie_word_embeddings: false, but the output layer '
+      f'{_OUTPUT} is not in the weights. Fetch the model again; if the output really is '
+      'the embedding table, correct config.json.'
+  )
+
+
+def _same(stored: Weights, first: str, second: str) -> bool:
+  return stored.specs[first].shape == stored.specs[second].shape and np.array_equal(
+      stored[first], stored[second]
+  )
+
+
+def _check_same(stored: Weights, embedding: str, copy: str, directory: str) -> None:
+  if copy != embedding and not _same(stored, embedding, copy):
+    raise ValueError(
+        f'{directory}: {copy} differs from {embedding}, but T5 has one embedding table '
+        'for encoder and decoder.'
+    )
+
+
+def _open_weights(directory: str) -> Weights:
+  """All tensors of the folder under their Hugging Face names."""
+  index_path = os.path.join(directory, 'model.safetensors.index.json')
+  single_path = os.path.join(directory, 'model.safetensors')
+  if os.path.isfile(single_path):
+    return open_safetensors(single_path)[0]
+  if os.path.isfile(index_path):
+    return _open_shards(directory, index_path)
+  pickles = [name for name in os.listdir(directory) if name.startswith('pytorch_model')]
+  if pickles:
+    raise ValueError(
+        f'{directory} holds its weights as {sorted(pickles)[0]}, a Python pickle, which '
+        'could run any code and is never opened. Fetch the safetensors version, or '
+        'convert it where you trust it: model.save_pretrained(folder, '
+        'safe_serialization=True) in transformers.'
+    )
+  raise FileNotFoundError(
+      f'{directory} has config.json but no model.safetensors (nor an index of shards). '
+      'Fetch the model again.'
+  )
+
+
+def _open_shards(directory: str, index_path: str) -> Weights:
+  index = _read_json(index_path)
+  where = index.get('weight_map')
+  if not isinstance(where, dict) or not where:
+    raise ValueError(f'{index_path} has no weight_map. Fetch the model again.')
+  shards: dict[str, Weights] = {}
+  for shard in sorted(set(map(str, where.values()))):
+    if os.path.basename(shard) != shard:
+      raise ValueError(
+          f'{index_path} names the shard {shard!r}, which is not a plain file name in '
+          'its own directory. Do not use this model.'
+      )
+    shards[shard] = open_safetensors(os.path.join(directory, shard))[0]
+  absent = [f'{name} ({shard})' for name, shard in where.items() if name not in shards[shard]]
+  if absent:
+    raise ValueError(
+        f'{directory}: {len(absent)} of {len(where)} tensors are not in the shard that '
+        f'the index names: {", ".join(absent)}. Fetch the model again.'
+    )
+  specs = {name: shards[shard].specs[name] for name, shard in where.items()}
+  return Weights(specs, lambda name: shards[where[name]][name])
+
+
+def _read_json(path: str) -> dict[str, Any]:
+  try:
+    with open(path, encoding='utf-8') as file:
+      content = json.load(file)
+  except ValueError as error:
+    raise ValueError(
+        f'{path} is not JSON ({error}); it was probably cut off. Fetch it again.'
+    ) from error
+  if not isinstance(content, dict):
+    raise ValueError(f'{path} is not a JSON object. Fetch it again.')
+  return content

@@ -1,0 +1,246 @@
+"""Loading a backbone, whatever its format: `load_backbone(where)`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.backbones.t5 import T5
+from prompt_tuning_jax.checkpoints import hf, names, native, t5x
+from prompt_tuning_jax.checkpoints.source import Checkpoint, fingerprint
+from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.typing import PyTree
+
+_ZOO = Path(__file__).parent.parent / 'zoo'
+_DTYPES = ('float32', 'bfloat16')
+_VOCABULARY_FILES = ('spiece.model', 'sentencepiece.model')
+
+
+def load_backbone(
+    where: str | os.PathLike[str],
+    *,
+    dtype: str = 'float32',
+    param_dtype: str | None = None,
+    max_distance: int | None = None,
+    vocabulary: Vocabulary | str | os.PathLike[str] | None = None,
+    dropout_rate: float = 0.0,
+    remat: str = 'none',
+    unroll: bool = False,
+) -> Backbone:
+  """A pretrained backbone from a directory, or a packaged one by name.
+
+  The format is told from the files: the library's own layout, a Hugging Face folder
+  (safetensors, in one file or sharded), or a T5X version-3 checkpoint directory.
+  Shapes are checked now; weights are read when `.params` is first used.
+
+  Args:
+    where: a directory, or the name of a packaged model such as 'nano' (a directory
+      of that name here is './nano').
+    dtype: type of the computation, 'float32' or 'bfloat16'.
+    param_dtype: type the weights are held in; `dtype` unless named. A model whose
+      weights will be trained in bfloat16 arithmetic should hold them in float32.
+    max_distance: maximal relative distance of the attention bias. T5X checkpoints do
+      not record it: 128 if the model has T5's 32 buckets, else it must be given.
+    vocabulary: the SentencePiece model, or its path; by default the one that lies in
+      the directory, if any.
+    dropout_rate: of the frozen model while something trains.
+    remat: name of a rematerialisation policy (`backbones.t5.REMAT_POLICIES`).
+    unroll: whether to compile every layer for itself instead of scanning them.
+
+  Raises:
+    FileNotFoundError: if there is no such directory or packaged model, or a file of
+      it is missing.
+    ValueError: if the format is unknown or not supported, files are damaged, shapes
+      do not fit, or the vocabulary has more ids than the embedding has rows.
+  """
+  for label, value in (('dtype', dtype), ('param_dtype', param_dtype)):
+    if value is not None:
+      _check_dtype(label, value)
+  path = _find(where)
+  checkpoint = _open(path, max_distance)
+  config = checkpoint.config
+  if not isinstance(vocabulary, Vocabulary):
+    vocabulary = _find_vocabulary(checkpoint, vocabulary)
+  if vocabulary is not None:
+    native.check_vocabulary(vocabulary, config.vocab_size)
+  held_as = jnp.dtype(param_dtype or dtype)
+
+  def load_params() -> PyTree:
+    stacked = names.stack_from_t5x(checkpoint.weights, config, held_as)
+    return jax.tree.map(jnp.asarray, stacked)
+
+  def content_hash(params: PyTree) -> str:
+    # Of the files, not of `params`: it must not depend on the type they are held in.
+    del params
+    return fingerprint(checkpoint.weights)
+
+  return Backbone(
+      name=_name(path),
+      module=T5(
+          config,
+          dtype=jnp.dtype(dtype),
+          dropout_rate=dropout_rate,
+          remat=remat,
+          unroll=unroll,
+      ),
+      vocabulary=vocabulary,
+      load_params=load_params,
+      source=path,
+      fingerprint=checkpoint.fingerprint or content_hash,
+  )
+
+
+def packaged_names() -> list[str]:
+  """Names of the models that ship inside the package."""
+  if not _ZOO.is_dir():
+    return []
+  return sorted(path.name for path in _ZOO.iterdir() if native.is_native(path))
+
+
+def _check_dtype(label: str, dtype: Any) -> None:
+  try:
+    name = jnp.dtype(dtype).name
+  except TypeError:
+    name = repr(dtype)
+  if name == 'float16':
+    raise ValueError(
+        f'{label} is float16, in which T5 overflows (its feed-forward outputs exceed '
+        '65,504). Use bfloat16, which takes the same space, or float32.'
+    )
+  if name not in _DTYPES:
+    raise ValueError(f'{label} is {name}; it may be {" or ".join(_DTYPES)}.')
+
+
+def _find(where: str | os.PathLike[str]) -> str:
+  """The directory meant by `where`."""
+  if where in packaged_names():
+    return str(_ZOO / where)
+  text = os.path.expanduser(os.fspath(where))
+  if os.path.isdir(text):
+    return text.rstrip('/') or '/'
+  if '://' in text:
+    raise ValueError(
+        f'{text} is not on this machine, and remote checkpoints are not read directly. '
+        f'Copy it first (for gs://: gsutil -m cp -r {text} .) and name the copy.'
+    )
+  if os.path.isfile(text):
+    raise ValueError(
+        f'{text} is a file; a backbone is a directory. Name the one that holds it: '
+        f'{os.path.dirname(text) or "."}'
+    )
+  raise FileNotFoundError(_not_found(text))
+
+
+def _not_found(text: str) -> str:
+  known = packaged_names()
+  path = Path(text)
+  near = [str(path.parent / name) for name in _near(path.name, _siblings(path))]
+  if len(path.parts) == 1:
+    near = list(dict.fromkeys(_near(text, known) + near))
+  hint = f' Did you mean {" or ".join(near)}?' if near else ''
+  return (
+      f'No backbone {text!r}: there is no such directory, and no packaged model of that '
+      f'name.{hint} Packaged: {", ".join(known) or "none"}. Else name a directory that '
+      'holds a T5X checkpoint, a Hugging Face model, or a backbone saved by this library.'
+  )
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+  return difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+
+
+def _siblings(path: Path) -> list[str]:
+  try:
+    return [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+  except OSError:
+    return []
+
+
+def _open(path: str, max_distance: int | None) -> Checkpoint:
+  """Opens the directory with the reader its files call for."""
+  held = set(os.listdir(path))
+  if native.is_native(path):
+    return _with_distance(native.read_native(path), max_distance)
+  if 'config.json' in held:
+    return _with_distance(hf.read_hf(path), max_distance)
+  if 'checkpoint' in held:
+    return t5x.read_t5x(path, max_distance=max_distance)
+  if held & {'_METADATA', '_CHECKPOINT_METADATA', 'manifest.ocdbt', 'commit_success.txt'}:
+    raise ValueError(
+        f'{path} is an Orbax checkpoint directory, which this version does not read. Save '
+        'it as a T5X version-3 checkpoint (a directory with a file `checkpoint`).'
+    )
+  inside = sorted(name for name in held if name.startswith('checkpoint_'))
+  if inside:
+    raise ValueError(
+        f'{path} holds several steps of a T5X run; name one of them: '
+        + ', '.join(os.path.join(path, name) for name in inside)
+    )
+  raise ValueError(
+      f'{path} is not a backbone of a known format. Expected config.json with '
+      'model.safetensors (Hugging Face, or saved by this library), or a file `checkpoint` '
+      f'(T5X); found {", ".join(sorted(held)[:8]) or "an empty directory"}.'
+  )
+
+
+def _with_distance(checkpoint: Checkpoint, max_distance: int | None) -> Checkpoint:
+  recorded = checkpoint.config.relpos_max_distance
+  if max_distance is not None and max_distance != recorded:
+    raise ValueError(
+        f'max_distance={max_distance} was given, but {checkpoint.path}/config.json says '
+        f'{recorded}. Leave it out: only T5X checkpoints do not record it.'
+    )
+  return checkpoint
+
+
+def _find_vocabulary(
+    checkpoint: Checkpoint, given: str | os.PathLike[str] | None
+) -> Vocabulary | None:
+  extra_ids = _extra_ids(checkpoint)
+  if given is not None:
+    return Vocabulary(given, extra_ids)
+  if checkpoint.format == 'native':
+    if checkpoint.manifest['vocabulary'] is None:
+      return None
+    vocabulary = Vocabulary(os.path.join(checkpoint.path, native.VOCABULARY_FILE), extra_ids)
+    expected = checkpoint.manifest['vocabulary']['fingerprint']
+    if vocabulary.fingerprint != expected:
+      raise ValueError(
+          f'{vocabulary.path} is not the vocabulary this backbone was saved with: its '
+          f'fingerprint is {vocabulary.fingerprint}, config.json says {expected}. Fetch or '
+          'copy the directory again.'
+      )
+    return vocabulary
+  for name in _VOCABULARY_FILES:
+    path = os.path.join(checkpoint.path, name)
+    if os.path.isfile(path):
+      return Vocabulary(path, extra_ids)
+  return None
+
+
+def _extra_ids(checkpoint: Checkpoint) -> int:
+  """How many sentinels follow the pieces: recorded beside the model, else T5's 100."""
+  recorded = checkpoint.manifest.get('vocabulary')
+  if checkpoint.format == 'native' and recorded is not None:
+    return recorded['extra_ids']
+  try:
+    path = os.path.join(checkpoint.path, 'tokenizer_config.json')
+    with open(path, encoding='utf-8') as file:
+      return int(json.load(file).get('extra_ids', 100))
+  except FileNotFoundError:
+    return 100
+
+
+def _name(path: str) -> str:
+  """A short name for messages: the directory's, with its run's if it is a step."""
+  resolved = Path(path).resolve()
+  if resolved.name.startswith('checkpoint_'):
+    return f'{resolved.parent.name}/{resolved.name}'
+  return resolved.name

@@ -1,0 +1,199 @@
+"""What every checkpoint reader returns: a configuration and lazily read arrays.
+
+All readers speak one language: T5X's parameter names (`encoder/layers_0/...`),
+kernels [in, out]. Nothing is read from disk before it is asked for, array by
+array, so that a model is never held twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+
+import prompt_tuning_jax
+from prompt_tuning_jax.typing import Array
+
+if TYPE_CHECKING:
+  from prompt_tuning_jax.backbones.t5 import T5Config
+
+# Stored types that hold weights. float16 is safe to store, though not to compute in.
+_STORED_DTYPES = {
+    'F64': np.dtype(np.float64),
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class Weights(Mapping[str, np.ndarray]):
+  """Arrays by name, each read from disk when it is asked for (and not kept).
+
+  Attributes:
+    specs: shape and stored type of each array, known without reading it.
+  """
+
+  def __init__(
+      self,
+      specs: Mapping[str, jax.ShapeDtypeStruct],
+      read: Callable[[str], np.ndarray],
+  ):
+    self.specs = dict(specs)
+    self._read = read
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    if name not in self.specs:
+      raise KeyError(name)
+    return self._read(name)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.specs)
+
+  def __len__(self) -> int:
+    return len(self.specs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A backbone on disk, in any format.
+
+  Attributes:
+    format: `native`, `hf` or `t5x`.
+    path: the directory.
+    config: the architecture.
+    weights: the arrays under their T5X names.
+    prompts: prompts that lay in the checkpoint beside the model, by T5X name.
+    step: training step of the checkpoint, where the format records it.
+    fingerprint: recorded content hash, '' where the format records none.
+    manifest: whatever else the format records.
+  """
+
+  format: str
+  path: str
+  config: T5Config
+  weights: Weights
+  prompts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  step: int | None = None
+  fingerprint: str = ''
+  manifest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_safetensors(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, str]]:
+  """Opens a safetensors file.
+
+  Returns:
+    Its arrays, and the text metadata of its header.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is truncated, has a malformed header, or holds a type that
+      is not a floating-point type.
+  """
+  path = os.fspath(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'No file {path}. Fetch or copy the checkpoint again.')
+  try:
+    file = safetensors.safe_open(path, framework='numpy')
+    headers = {name: file.get_slice(name) for name in file.keys()}
+    metadata = file.metadata() or {}
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ValueError(
+        f'{path} is not a whole safetensors file ({error}); it has '
+        f'{os.path.getsize(path):,} bytes. It was probably cut off while it was copied: '
+        'fetch or copy it again.'
+    ) from error
+  specs = {}
+  for name, header in headers.items():
+    if header.get_dtype() not in _STORED_DTYPES:
+      raise ValueError(
+          f'{path}: {name} is stored as {header.get_dtype()}, but weights are read '
+          f'from {", ".join(_STORED_DTYPES)} only. Use a copy of the model that is not '
+          'quantised.'
+      )
+    specs[name] = jax.ShapeDtypeStruct(
+        tuple(header.get_shape()), _STORED_DTYPES[header.get_dtype()]
+    )
+  return Weights(specs, file.get_tensor), metadata
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+  """sha256 of a file, in hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def fingerprint(weights: Mapping[str, np.ndarray | Array]) -> str:
+  """Content hash of a backbone that does not depend on the format it came from.
+
+  sha256 over the arrays in the order of their T5X names: name, shape, and every
+  value as a little-endian float32. All weights are read, one array at a time.
+  Models that differ by rounding (a bfloat16 copy) differ in fingerprint.
+
+  Args:
+    weights: arrays under their per-layer T5X names.
+  """
+  digest = hashlib.sha256()
+  for name in sorted(weights):
+    array = np.ascontiguousarray(np.asarray(weights[name]), dtype='<f4')
+    digest.update(f'{name} {list(array.shape)}\n'.encode())
+    digest.update(array.reshape(-1).view(np.uint8))
+  return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+  """The same in JSON's own types: numpy and jax scalars become numbers, keys words."""
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  return value.item() if hasattr(value, 'item') else value
+
+
+def canonical_json(value: Mapping[str, Any]) -> str:
+  """One text for equal values, to be summed; `value` must be `plain`."""
+  return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def library_version() -> str:
+  """This library's version, as recorded in what it writes."""
+  return getattr(prompt_tuning_jax, '__version__', 'unknown')
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
+  """Gives a temporary name beside `path`, which becomes `path` if all goes well.
+
+  After an exception, or a kill, `path` is what it was before.
+  """
+  path = os.path.realpath(path)
+  unfinished = sibling(path, 'tmp')
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    yield unfinished
+    with open(unfinished, 'rb') as file:
+      os.fsync(file.fileno())
+    os.replace(unfinished, path)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise OSError(
+        f'Could not write {path}: {error}. What was there before is unchanged; check '
+        'free space and permissions.'
+    ) from error
+  finally:
+    with contextlib.suppress(OSError):
+      os.remove(unfinished)
+
+
+def sibling(path: str, purpose: str) -> str:
+  """A hidden, unused name beside `path`, on the same file system."""
+  folder, name = os.path.split(path)
+  return os.path.join(folder, f'.{name}.{purpose}-{uuid.uuid4().hex[:8]}')

@@ -1,0 +1,181 @@
+"""Reading T5X version-3 checkpoint directories without T5X.
+
+A checkpoint is a Flax msgpack file `checkpoint`, which holds small arrays and, for
+the large ones, placeholders that name a zarr array in a directory beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+import tensorstore
+
+from prompt_tuning_jax.checkpoints import names
+from prompt_tuning_jax.checkpoints.source import Checkpoint, Weights
+
+_VERSION = 3
+_INDEX_FILE = 'checkpoint'
+
+
+def read_t5x(
+    directory: str | os.PathLike[str], *, max_distance: int | None = None
+) -> Checkpoint:
+  """Opens a T5X checkpoint directory; weights are read on demand.
+
+  Args:
+    directory: `…/checkpoint_<step>`.
+    max_distance: maximal relative distance of the attention bias, which is not in
+      the checkpoint. May be left out for T5's 32 buckets, which go with 128.
+
+  Returns:
+    The checkpoint; arrays of a prompt-tuned run that belong to its prompt (such as
+    `encoder/prompt/prompt/prompt`) are not in `weights` but in `prompts`.
+
+  Raises:
+    FileNotFoundError: if the index, an array, or a chunk of one is missing. zarr
+      itself would read a missing chunk as zeros.
+    ValueError: if the index is cut off or of another version, or shapes do not fit.
+  """
+  directory = os.fspath(directory)
+  index_path = os.path.join(directory, _INDEX_FILE)
+  optimizer = _read_index(index_path)
+  leaves = flax.traverse_util.flatten_dict(
+      optimizer['target'], sep='/', is_leaf=lambda _, node: _is_placeholder(node)
+  )
+  specs: dict[str, jax.ShapeDtypeStruct] = {}
+  stores: dict[str, str] = {}
+  for name, leaf in leaves.items():
+    if _is_placeholder(leaf):
+      stores[name] = os.path.join(directory, _folder(leaf, name, index_path))
+      specs[name] = _check_store(stores[name], leaf['metadata'])
+    elif hasattr(leaf, 'shape'):
+      specs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    else:
+      raise ValueError(f'{index_path}: {name} is neither an array nor names one: {leaf!r}')
+
+  def read(name: str) -> np.ndarray:
+    return _read_store(stores[name]) if name in stores else np.asarray(leaves[name])
+
+  prompt_names = [name for name in specs if 'prompt' in name.split('/')]
+  model_specs = {name: spec for name, spec in specs.items() if name not in prompt_names}
+  weights = Weights(model_specs, read)
+  config = names.config_from_shapes(
+      weights, relpos_max_distance=128 if max_distance is None else max_distance
+  )
+  if max_distance is None and config.relpos_buckets != 32:
+    raise ValueError(
+        f'{directory} has {config.relpos_buckets} buckets of relative position, not '
+        "T5's 32, and a T5X checkpoint does not say up to which distance they reach. "
+        'Give max_distance (relative_attention_max_distance in its gin file).'
+    )
+  names.check_shapes(weights, config, directory)
+  return Checkpoint(
+      format='t5x',
+      path=directory,
+      config=config,
+      weights=weights,
+      prompts=Weights({name: specs[name] for name in prompt_names}, read),
+      step=int(optimizer.get('state', {}).get('step', 0)),
+  )
+
+
+def _read_index(path: str) -> dict[str, Any]:
+  """The tree under `optimizer` in the msgpack index."""
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'No file {path}: this is not a T5X checkpoint directory.')
+  with open(path, 'rb') as file:
+    packed = file.read()
+  try:
+    index = flax.serialization.msgpack_restore(packed)
+  except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
+    raise ValueError(
+        f'{path} cannot be read as a T5X index ({len(packed):,} bytes; '
+        f'{type(error).__name__}: {error}). It was probably cut off, or belongs to a '
+        'checkpoint of TensorFlow: fetch it again.'
+    ) from error
+  if not isinstance(index, dict) or index.get('version') != _VERSION:
+    version = index.get('version') if isinstance(index, dict) else None
+    raise ValueError(
+        f'{path} has version {version!r}; T5X checkpoints of version {_VERSION} are read.'
+    )
+  optimizer = index.get('optimizer')
+  if not isinstance(optimizer, dict) or not isinstance(optimizer.get('target'), dict):
+    raise ValueError(f'{path} has no parameters under optimizer/target.')
+  return optimizer
+
+
+def _is_placeholder(node: Any) -> bool:
+  return isinstance(node, dict) and {'driver', 'kvstore', 'metadata'} <= set(node)
+
+
+def _folder(leaf: Mapping[str, Any], name: str, index_path: str) -> str:
+  """The directory of a zarr array, beside the index wherever that was moved."""
+  folder = os.path.basename(str(leaf['kvstore'].get('path', '')).rstrip('/'))
+  if leaf['driver'] != 'zarr' or folder in ('', '.', '..'):
+    raise ValueError(
+        f'{index_path}: {name} is stored with driver {leaf["driver"]!r} at '
+        f'{leaf["kvstore"]!r}; zarr arrays beside the index are read.'
+    )
+  return folder
+
+
+def _check_store(store: str, indexed: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
+  """Shape and type of a zarr array all of whose chunks are there."""
+  metadata_path = os.path.join(store, '.zarray')
+  try:
+    with open(metadata_path, encoding='utf-8') as file:
+      metadata = json.load(file)
+    shape, chunks = tuple(metadata['shape']), metadata['chunks']
+    dtype = jnp.dtype(metadata['dtype'])
+    separator = metadata.get('dimension_separator', '.')
+  except FileNotFoundError:
+    raise FileNotFoundError(
+        f'{metadata_path} is missing: the checkpoint was not copied completely. Copy it '
+        'again.'
+    ) from None
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+        f'{metadata_path} does not describe a zarr array ({error!r}); it was probably cut '
+        'off. Copy the checkpoint again.'
+    ) from error
+  if list(shape) != indexed.get('shape'):
+    raise ValueError(
+        f'{store} has shape {list(shape)}, but the index beside it says '
+        f'{indexed.get("shape")}: they are of different checkpoints.'
+    )
+  counts = [math.ceil(n / chunk) for n, chunk in zip(shape, chunks)]
+  present = {
+      os.path.relpath(os.path.join(folder, name), store)
+      for folder, _, held in os.walk(store)
+      for name in held
+  }
+  for position in itertools.product(*map(range, counts)):
+    chunk = separator.join(map(str, position)) or '0'
+    if chunk not in present:
+      raise FileNotFoundError(
+          f'{os.path.join(store, chunk)} is missing, one of {math.prod(counts)} chunks of '
+          'the array: the checkpoint was not copied completely. Copy it again.'
+      )
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _read_store(store: str) -> np.ndarray:
+  spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': store}}
+  try:
+    return tensorstore.open(spec, open=True).result().read().result()
+  except (ValueError, OSError) as error:
+    raise ValueError(
+        f'{store} cannot be read ({error}). A chunk of it was probably cut off: copy the '
+        'checkpoint again.'
+    ) from error

@@ -1,0 +1,340 @@
+"""The command line: `prompt-tuning <command> --gin_file=… --gin.NAME=VALUE`.
+
+What a command does is configured by gin (`config.py`) and done by the library; here are
+the flags, the help, and how errors look. An error of the user's (or the disk's) is one
+message and exit status 2; with --debug it keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import shlex
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prompt_tuning_jax import config, registry
+
+# TensorFlow, where seqio needs it, is to say nothing below an error.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+  """A command: its line in the help, a longer text, and whether gin configures it."""
+
+  summary: str
+  description: str
+  uses_gin: bool = True
+
+
+_COMMANDS = {
+    'demo': _Command(
+        'train a prompt on the packaged model and show what it learned',
+        'Trains a soft prompt on the packaged model, evaluates it before and after on '
+        'held-out data, and shows the artifact, predictions and nearest words.',
+        uses_gin=False,
+    ),
+    'train': _Command(
+        'tune a prompt (or a model) from a recipe; run again, it resumes',
+        'Tunes a prompt on a task and writes MODEL_DIR/prompt.safetensors. The same '
+        'command run again goes on where it stopped.',
+    ),
+    'evaluate': _Command(
+        'metrics and predictions of a prompt, a run, or the bare model on a task',
+        'Evaluates PROMPT_FILE (an artifact or a .npy prompt), or what a run left in '
+        'CHECKPOINT_PATH, or the backbone alone where neither is set.',
+    ),
+    'infer': _Command(
+        'text in, text or ranked labels out',
+        'Answers the texts on the command line, or one a line from standard input, with '
+        'PROMPT_FILE or the backbone alone. CLASS_LABELS ranks those instead of writing '
+        'freely; INFER_OUTPUT_DIR keeps the answers in a file.',
+    ),
+    'export': _Command(
+        "a saved state of a run as an artifact",
+        "Writes the best state of a run, or CHECKPOINT_PATH's, as the artifact "
+        'PROMPT_FILE. `train` does so by itself when it ends.',
+    ),
+    'pretrain': _Command(
+        'span corruption on text files: a new backbone',
+        'Trains a T5 from fresh weights on TEXT_FILES or any mixture (COMPONENTS) and '
+        'writes it to MODEL_DIR/backbone.',
+    ),
+    'adapt': _Command(
+        'LM adaptation of a backbone on text files',
+        'Goes on training a T5 with the prefix LM objective, so that prompts can steer '
+        'it, and writes it to MODEL_DIR/backbone.',
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command.
+
+  Args:
+    argv: the command and its flags; those of the process where None.
+
+  Returns:
+    The exit status: 0, 1 after an interruption without a state to resume from, 2 after
+    an error that was explained.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    with warnings.catch_warnings():
+      warnings.showwarning = _show_warning
+      return _main(argv)
+  except _Usage as usage:
+    print(usage, file=sys.stderr)
+    return 2
+  except _USER_ERRORS as error:
+    if '--debug' in argv:
+      raise
+    print(f'prompt-tuning: {_message(error)}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('prompt-tuning: interrupted', file=sys.stderr)
+    return 1
+  except Exception as error:
+    # Raised once a run has saved its state after a signal: all is well.
+    if type(error).__name__ == 'Interrupted':
+      print(f'prompt-tuning: {error}', file=sys.stderr)
+      return 0
+    raise
+
+
+class _Usage(Exception):
+  """The flags make no sense; the message says which and what would."""
+
+
+class _Parser(argparse.ArgumentParser):
+  """An ArgumentParser whose errors are exceptions, so that main has one way out."""
+
+  def error(self, message: str) -> None:
+    raise _Usage(f'{self.prog}: {message}\nSee {self.prog} --help.')
+
+
+def _main(argv: list[str]) -> int:
+  if not argv or argv[0] in ('-h', '--help', 'help'):
+    print(_general_help())
+    return 0
+  if argv[0] == '--version':
+    from prompt_tuning_jax import __version__
+
+    print(__version__)
+    return 0
+  name, *rest = argv
+  if name not in _COMMANDS:
+    near = difflib.get_close_matches(name, _COMMANDS, n=1)
+    hint = f' Did you mean {near[0]}?' if near else ''
+    raise _Usage(
+        f'prompt-tuning: no command {name!r}.{hint} Commands: {", ".join(_COMMANDS)}.'
+    )
+  parser = _make_parser(name)
+  options, unknown = parser.parse_known_args(rest)
+  bindings = _take_bindings(parser, unknown)
+  if name == 'demo':
+    from prompt_tuning_jax.zoo import demo
+
+    demo.demo()
+    return 0
+  if options.tfds_data_dir:
+    bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')
+  _join_processes(options)
+  created_by = shlex.join(['prompt-tuning', *argv])
+  _run_configured(name, options, bindings, created_by)
+  return 0
+
+
+def _make_parser(name: str) -> _Parser:
+  command = _COMMANDS[name]
+  parser = _Parser(
+      prog=f'prompt-tuning {name}',
+      description=textwrap.fill(command.description, 88),
+      epilog=_macros_and_recipes(name) if command.uses_gin else None,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+  )
+  parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
+  if not command.uses_gin:
+    return parser
+  if name == 'infer':
+    parser.add_argument('texts', nargs='*', metavar='TEXT', help='texts to answer')
+  parser.add_argument(
+      '--gin_file',
+      action='append',
+      default=[],
+      metavar='FILE',
+      help='a recipe or gin file, by path or name (demo, models/nano); repeatable, later wins',
+  )
+  parser.add_argument(
+      '--gin.NAME',
+      dest='unused',
+      metavar='VALUE',
+      help='sets a macro, or --gin.scope/function.parameter=VALUE; wins over files',
+  )
+  parser.add_argument(
+      '--gin_search_paths',
+      default='',
+      metavar='A,B',
+      help="folders to look for gin files in, besides here and the library's",
+  )
+  parser.add_argument('--tfds_data_dir', metavar='DIR', help='folder of TensorFlow Datasets')
+  parser.add_argument(
+      '--dry_run',
+      action='store_true',
+      help='check everything, print what would run and the configuration, load no weights',
+  )
+  processes = parser.add_argument_group('several processes (passed to jax.distributed)')
+  processes.add_argument('--coordinator_address', metavar='HOST:PORT')
+  processes.add_argument('--process_count', type=int, metavar='N')
+  processes.add_argument('--process_index', type=int, metavar='I')
+  return parser
+
+
+def _take_bindings(parser: _Parser, unknown: Sequence[str]) -> list[str]:
+  """The gin bindings among the flags that argparse does not know; others are errors."""
+  bindings = []
+  rest = list(unknown)
+  while rest:
+    flag = rest.pop(0)
+    if flag.startswith('--gin.'):
+      binding = flag.removeprefix('--gin.')
+      if '=' not in binding and rest and not rest[0].startswith('--'):
+        binding += '=' + rest.pop(0)
+      bindings.append(binding)
+      continue
+    known = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(flag.split('=')[0], known, n=1)
+    hint = f' Did you mean {near[0]}?' if near else ''
+    parser.error(f'unknown argument {flag!r}.{hint}')
+  return bindings
+
+
+def _join_processes(options: argparse.Namespace) -> None:
+  """Starts JAX's distributed runtime if the flags ask for it."""
+  given = {
+      'coordinator_address': options.coordinator_address,
+      'process_count': options.process_count,
+      'process_index': options.process_index,
+  }
+  missing = [f'--{name}' for name, value in given.items() if value is None]
+  if len(missing) == len(given):
+    return
+  if missing:
+    raise _Usage(
+        f'prompt-tuning: {", ".join(missing)} missing: the three flags for several '
+        'processes go together.'
+    )
+  import jax
+
+  jax.distributed.initialize(
+      options.coordinator_address, options.process_count, options.process_index
+  )
+
+
+def _run_configured(
+    name: str, options: argparse.Namespace, bindings: Sequence[str], created_by: str
+) -> None:
+  """Builds a command's arguments with gin and calls its function with them."""
+  from prompt_tuning_jax import commands
+
+  paths = [path for path in options.gin_search_paths.split(',') if path]
+  parsed = config.parse(name, options.gin_file, bindings, paths)
+  for note in parsed.notes:
+    print(f'prompt-tuning: note: {note}', file=sys.stderr)
+  function = registry.command_function(name)
+  with commands.dry_run() if options.dry_run else contextlib.nullcontext():
+    kwargs = parsed.kwargs()
+  if _accepts(function, 'created_by'):
+    kwargs.setdefault('created_by', created_by)
+  if name == 'infer':
+    kwargs['texts'] = options.texts or _texts_from_input(options)
+  if options.dry_run:
+    commands.describe(name, function, kwargs)
+    print(f'\n{parsed.operative()}')
+    return
+  model_dir = kwargs.get('model_dir')
+  if model_dir and _accepts(function, 'model_dir'):
+    with commands.kept_config(model_dir, parsed.operative()):
+      result = function(**kwargs)
+  else:
+    result = function(**kwargs)
+  commands.report(result)
+
+
+def _accepts(function: Callable[..., Any], parameter: str) -> bool:
+  return parameter in inspect.signature(function).parameters
+
+
+def _texts_from_input(options: argparse.Namespace) -> list[str]:
+  if options.dry_run:
+    return []
+  if sys.stdin.isatty():
+    print('prompt-tuning: one text a line, Ctrl-D ends the input:', file=sys.stderr)
+  return [line.rstrip('\n') for line in sys.stdin if line.strip()]
+
+
+def _general_help() -> str:
+  width = max(map(len, _COMMANDS))
+  lines = [
+      'usage: prompt-tuning COMMAND [flags]',
+      '',
+      'Prompt tuning of frozen T5 models in JAX.',
+      '',
+      *(f'  {name:{width}}  {command.summary}' for name, command in _COMMANDS.items()),
+      '',
+      'prompt-tuning COMMAND --help shows the flags, macros and recipes of a command.',
+  ]
+  return '\n'.join(lines)
+
+
+def _macros_and_recipes(name: str) -> str:
+  """What `runs/<name>.gin` reads and sets, and the recipes with their first lines."""
+  root = config.gin_folder()
+  text = _with_includes(f'runs/{name}.gin')
+  used = dict.fromkeys(re.findall(r'%([A-Z][A-Z_]+)', text))
+  values = dict(re.findall(r'^([A-Z][A-Z_]+) = (.+?)\s*$', text, re.MULTILINE))
+  lines = ['macros (--gin.NAME=VALUE), with their defaults:']
+  for macro in used:
+    about = registry.MACROS.get(macro)
+    default = f' [{values[macro]}]' if macro in values else ' (to be set)'
+    lines.append(f'  {macro}{default}')
+    if about:
+      lines.append(f'      {about.meaning}')
+  lines += ['', 'recipes (--gin_file=NAME):']
+  for file in config.packaged_files('recipes'):
+    with open(root / file, encoding='utf-8') as recipe:
+      first = recipe.readline().lstrip('#').strip()
+    lines.append(f'  {file.removeprefix("recipes/").removesuffix(".gin")}\n      {first}')
+  return '\n'.join(lines)
+
+
+def _with_includes(name: str) -> str:
+  """The text of a gin file of the library with those it includes."""
+  path = config.gin_folder() / name
+  if not path.is_file():
+    return ''
+  text = path.read_text(encoding='utf-8')
+  included = re.findall(r"^include '(.+)'", text, re.MULTILINE)
+  return '\n'.join([*map(_with_includes, included), text])
+
+
+def _message(error: BaseException) -> str:
+  return config.without_gin_calls(str(error)).strip() or type(error).__name__
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+  del filename, lineno, line
+  kind = '' if issubclass(category, UserWarning) else f' ({category.__name__})'
+  print(f'prompt-tuning: warning: {message}{kind}', file=file or sys.stderr)

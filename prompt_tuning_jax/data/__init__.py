@@ -1,0 +1,1 @@
+"""From text to batches: vocabularies, the tokenised cache, virtual tokens, batch order."""

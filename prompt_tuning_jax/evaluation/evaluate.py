@@ -1,0 +1,401 @@
+"""Scoring a backbone, with or without a prompt, on the tasks of a split.
+
+    result = evaluate(backbone, prompt, task)
+    result.metrics                # {'accuracy': 71.4}
+    result.predictions[0]         # {'inputs': …, 'prediction_text': 'entailment', …}
+
+Training calls the same code through `Evaluator`, which is made once and then called
+with the parameters of the moment. Metrics run over all examples together, never over
+batches, so that the batch size changes no score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import tqdm
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.batches import EvalBatches
+from prompt_tuning_jax.data.tokenized_task import TokenizedTask
+from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.evaluation import metrics as metrics_lib
+from prompt_tuning_jax.evaluation import ranking
+from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.training.metrics_writer import read_jsonl
+from prompt_tuning_jax.typing import Injection, PyTree
+
+if TYPE_CHECKING:
+  from prompt_tuning_jax.artifact import Prompt
+
+METHODS = ('rank', 'generate')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+  """Scores of a task, and what they are made of.
+
+  Attributes:
+    task: name of the task.
+    split: its split.
+    metrics: the task's metrics over all examples, in percent.
+    predictions: for each example, in the task's order: `index`, `inputs` (text),
+      `target` (what metrics compare), `prediction_text`, `prediction` (postprocessed),
+      and `scores` of all choices (ranking) or the `score` of the text (generation).
+    step: training step of the prompt, if known.
+  """
+
+  task: str
+  split: str
+  metrics: dict[str, float]
+  predictions: list[dict[str, Any]]
+  step: int | None = None
+
+  def __repr__(self) -> str:
+    scores = ', '.join(f'{name} {value:.2f}' for name, value in self.metrics.items())
+    return f'{self.task}, {self.split}: {scores} ({len(self.predictions):,} examples)'
+
+
+class Evaluator:
+  """Evaluates one task again and again; made once, called with any parameters.
+
+  Programs are compiled at the first call, once for each width of a batch.
+
+  Attributes:
+    task: the task.
+  """
+
+  def __init__(
+      self,
+      backbone: Backbone,
+      task: TokenizedTask,
+      *,
+      batch_size: int = 32,
+      feature_lengths: Mapping[str, int] | None = None,
+      placement: Placement | str = 'prefix',
+      num_virtual_tokens: int = 0,
+      method: str = 'rank',
+      lengths: str = 'pad',
+      decoding: Decoding | None = None,
+      normalize_by_length: bool = False,
+      output_dir: str | None = None,
+      progress: bool = True,
+  ):
+    """Checks the task against the backbone.
+
+    Args:
+      backbone: the model; its weights are read at the first call.
+      task: the examples, their postprocessor and metrics. A task without metrics is
+        scored by `accuracy`.
+      batch_size: rows of a batch.
+      feature_lengths: longest inputs and targets in tokens, the prompt not counted.
+        Default: 512, and all of the targets.
+      placement: where the virtual tokens stand.
+      num_virtual_tokens: P, virtual tokens of the prompts to come.
+      method: 'rank' chooses among the task's classes by their log-probability and
+        generates where a task has none; 'generate' always generates, as T5X does.
+      lengths: 'pad' to the feature lengths, or 'bucket' to a few shorter ones.
+      decoding: how to generate. Default: greedily, up to the length of the targets.
+      normalize_by_length: rank by the mean log-probability of a class's tokens.
+      output_dir: where `inference_eval/` is written; None writes nothing.
+      progress: whether to show a progress line.
+
+    Raises:
+      ValueError: if the split has no labels, the task was tokenised with another
+        vocabulary, or an argument is not known.
+    """
+    if method not in METHODS:
+      raise ValueError(
+          f'No evaluation method {method!r}; it may be {" or ".join(map(repr, METHODS))}.'
+      )
+    _check_vocabulary(backbone, task)
+    task.require_labels()
+    if feature_lengths is None:
+      feature_lengths = {'inputs': 512, 'targets': task.longest('targets')}
+    self.task = task
+    self._backbone = backbone
+    self._num_virtual_tokens = num_virtual_tokens
+    self._output_dir = output_dir
+    self._progress = progress
+    self._decoding = decoding or Decoding(max_length=feature_lengths['targets'])
+    self._normalize_by_length = normalize_by_length
+    self._choices = None
+    if method == 'rank' and task.label_classes:
+      self._choices = ranking.encode_choices(task.label_classes, backbone.vocabulary)
+    self._batches = EvalBatches(
+        task,
+        batch_size,
+        feature_lengths=feature_lengths,
+        vocab_size=backbone.spec.vocab_size,
+        num_virtual_tokens=num_virtual_tokens,
+        placement=placement,
+        lengths=lengths,
+    )
+    self._targets = [task.target(index) for index in range(len(task))]
+    self._metric_fns = list(task.metric_fns) or [metrics_lib.accuracy]
+
+  def __call__(
+      self,
+      injection: Injection | None = None,
+      params: PyTree | None = None,
+      *,
+      step: int | None = None,
+  ) -> EvalResult:
+    """Predicts every example and scores the predictions.
+
+    Args:
+      injection: the prompt, or None.
+      params: the backbone's weights, where they are not the backbone's own.
+      step: training step, for the result files.
+
+    Raises:
+      ValueError: if the prompt is of another length than the batches were made for.
+    """
+    found = 0
+    if injection is not None and injection.virtual_embeddings is not None:
+      found = injection.virtual_embeddings.shape[0]
+    if found != self._num_virtual_tokens:
+      raise ValueError(
+          f'The inputs of {self.task.name} hold {self._num_virtual_tokens} virtual tokens, '
+          f'but the prompt has {found}. Make the Evaluator with num_virtual_tokens={found}.'
+      )
+    model = (self._backbone.module, self._backbone.params if params is None else params)
+    predict = self._rank if self._choices is not None else self._generate
+    predictions = [self._prediction(i, *p) for i, p in predict(model, injection)]
+    predictions.sort(key=lambda prediction: prediction['index'])
+    result = EvalResult(
+        task=self.task.name,
+        split=self.task.split,
+        metrics=self._metrics(model, injection, predictions),
+        predictions=predictions,
+        step=step,
+    )
+    if self._output_dir is not None:
+      write_result(result, self._output_dir)
+    return result
+
+  def _rank(self, model, injection) -> Iterator[tuple[int, tuple[str, dict]]]:
+    classes = self.task.label_classes
+    for batch, numbers in self._each_batch('ranking'):
+      scores_BC = ranking.score_choices(
+          *model,
+          batch.encoder_input_tokens,
+          self._choices,
+          injection,
+          normalize_by_length=self._normalize_by_length,
+      )
+      scores_BC = np.asarray(scores_BC)
+      for number, best, scores_C in zip(
+          numbers, ranking.best_choice(scores_BC), scores_BC.tolist()
+      ):
+        yield number, (classes[best], {'scores': dict(zip(classes, scores_C))})
+
+  def _generate(self, model, injection) -> Iterator[tuple[int, tuple[str, dict]]]:
+    vocabulary = self._backbone.vocabulary
+    for batch, numbers in self._each_batch('decoding'):
+      tokens_BKT, scores_BK = jax.device_get(
+          self._decoding(
+              *model,
+              batch.encoder_input_tokens,
+              injection,
+              eos_id=vocabulary.eos_id,
+              numbers=numbers,
+          )
+      )
+      for number, tokens_T, score in zip(numbers, tokens_BKT[:, -1], scores_BK[:, -1]):
+        yield number, (vocabulary.decode(tokens_T), {'score': float(score)})
+
+  def _each_batch(self, what: str) -> Iterator[tuple[Any, np.ndarray]]:
+    yield from tqdm.tqdm(
+        self._batches,
+        desc=f'{what} {self.task.name}',
+        unit='batch',
+        disable=not self._progress,
+        leave=False,
+        file=sys.stderr,
+    )
+
+  def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
+    index = int(index)
+    raw = self.task.example(index)
+    inputs = raw.get('inputs_pretokenized')
+    if inputs is None:
+      inputs = self.task.vocabulary.decode(self.task[index]['inputs'])
+    prediction = text
+    if self.task.postprocess_fn is not None:
+      prediction = self.task.postprocess_fn(text, example=raw, is_target=False)
+    return {
+        'index': index,
+        'inputs': inputs,
+        'target': self._targets[index],
+        'prediction_text': text,
+        'prediction': prediction,
+        **scores,
+    }
+
+  def _metrics(self, model, injection, predictions) -> dict[str, float]:
+    values: dict[str, float] = {}
+    predicted = [prediction['prediction'] for prediction in predictions]
+    scores = None
+    for metric_fn in self._metric_fns:
+      compared = predicted
+      if _takes_scores(metric_fn):
+        scores = self._score_targets(model, injection) if scores is None else scores
+        compared = scores
+      values |= {
+          name: float(value) for name, value in metric_fn(self._targets, compared).items()
+      }
+    return values
+
+  def _score_targets(self, model, injection) -> list[float]:
+    """Log-probability of each example's own target."""
+    scores = np.zeros(len(self.task))
+    for batch, numbers in self._each_batch('scoring'):
+      scores_B = np.asarray(ranking.score_targets(*model, batch, injection))
+      scores[numbers] = scores_B[: len(numbers)]
+    return scores.tolist()
+
+
+def evaluate(
+    backbone: Backbone,
+    prompt: Prompt | Injection | None,
+    tasks: TokenizedTask | Sequence[TokenizedTask],
+    *,
+    batch_size: int = 32,
+    feature_lengths: Mapping[str, int] | None = None,
+    placement: Placement | str | None = None,
+    method: str = 'rank',
+    lengths: str = 'bucket',
+    decoding: Decoding | None = None,
+    normalize_by_length: bool = False,
+    params: PyTree | None = None,
+    output_dir: str | None = None,
+    step: int | None = None,
+    progress: bool = True,
+) -> EvalResult | dict[str, EvalResult]:
+  """Scores a backbone with a prompt, or without one, on one or several tasks.
+
+  Args:
+    backbone: the model.
+    prompt: a loaded artifact, an Injection, or None for the bare model.
+    tasks: the split or splits to evaluate on.
+    batch_size: rows of a batch.
+    feature_lengths: longest inputs and targets in tokens; default: those the prompt
+      was trained with, else 512 and all of the targets.
+    placement: where the virtual tokens stand; default: as the prompt was trained.
+    method: 'rank' or 'generate', see `Evaluator`.
+    lengths: 'pad' or 'bucket'; the scores are the same.
+    decoding: how to generate.
+    normalize_by_length: rank by mean log-probabilities.
+    params: the backbone's weights, where they are not its own.
+    output_dir: where `inference_eval/` is written; None writes nothing.
+    step: training step for the files; default: the prompt's.
+    progress: whether to show a progress line.
+
+  Returns:
+    The result of the task; of several tasks, a dict from their names.
+
+  Raises:
+    ValueError: if the prompt does not belong to the backbone, or as `Evaluator`.
+  """
+  injection, manifest = unpack_prompt(backbone, prompt)
+  num_virtual_tokens = 0
+  if injection is not None and injection.virtual_embeddings is not None:
+    num_virtual_tokens = injection.virtual_embeddings.shape[0]
+  if manifest is not None:
+    feature_lengths = feature_lengths or manifest.feature_lengths or None
+    placement = placement or manifest.placement or None
+    step = manifest.step if step is None else step
+  results = {}
+  for task in [tasks] if isinstance(tasks, TokenizedTask) else tasks:
+    evaluator = Evaluator(
+        backbone,
+        task,
+        batch_size=min(batch_size, len(task)),
+        feature_lengths=feature_lengths,
+        placement=as_placement(placement or 'prefix'),
+        num_virtual_tokens=num_virtual_tokens,
+        method=method,
+        lengths=lengths,
+        decoding=decoding,
+        normalize_by_length=normalize_by_length,
+        output_dir=output_dir,
+        progress=progress,
+    )
+    results[task.name] = evaluator(injection, params, step=step)
+  return results[tasks.name] if isinstance(tasks, TokenizedTask) else results
+
+
+def unpack_prompt(
+    backbone: Backbone, prompt: Prompt | Injection | None
+) -> tuple[Injection | None, Any]:
+  """The arrays of a prompt and its manifest (None without one), checked.
+
+  Raises:
+    ValueError: if the prompt does not belong to the backbone.
+  """
+  if prompt is None:
+    return None, None
+  if isinstance(prompt, Injection):
+    prompt.check(backbone.spec)
+    return prompt, None
+  prompt.check(backbone)
+  return prompt.injection, prompt.manifest
+
+
+def write_result(result: EvalResult, output_dir: str | os.PathLike[str]) -> None:
+  """Writes a result below `output_dir`/inference_eval, T5X's folder.
+
+  `<task>-metrics.jsonl` gets a line for the step; a line of the same step and split is
+  replaced, and one that a crash cut short is dropped. `<task>-predictions.jsonl` holds
+  the predictions of the latest evaluation.
+  """
+  folder = os.path.join(output_dir, 'inference_eval')
+  os.makedirs(folder, exist_ok=True)
+  name = re.sub(r'[^\w.-]', '_', result.task)
+  path = os.path.join(folder, f'{name}-metrics.jsonl')
+  place = {'step': result.step, 'split': result.split}
+  records = [
+      record
+      for record in read_jsonl(path)
+      if {key: record.get(key) for key in place} != place
+  ]
+  _write_jsonl(path, [*records, place | result.metrics])
+  _write_jsonl(os.path.join(folder, f'{name}-predictions.jsonl'), result.predictions)
+
+
+def _write_jsonl(path: str, records: Sequence[Mapping[str, Any]]) -> None:
+  """Writes the file as a whole or not at all."""
+  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+    for record in records:
+      file.write(json.dumps(record, ensure_ascii=False) + '\n')
+  os.replace(path + '.tmp', path)
+
+
+def _takes_scores(metric_fn: Callable[..., Any]) -> bool:
+  """Whether a metric compares targets with their scores; the names of seqio decide."""
+  return 'scores' in inspect.signature(metric_fn).parameters
+
+
+def _check_vocabulary(backbone: Backbone, task: TokenizedTask) -> None:
+  if backbone.vocabulary is None:
+    raise ValueError(
+        f'{backbone.name} has no vocabulary, without which its predictions cannot be '
+        'read. Load it with vocabulary=<the SentencePiece model it was trained with>.'
+    )
+  theirs, ours = task.vocabulary_fingerprint, backbone.vocabulary.fingerprint
+  if theirs != ours:
+    raise ValueError(
+        f'{task.name}, split {task.split!r}, was tokenised with another vocabulary '
+        f'({theirs[:12]}…) than that of {backbone.name} ({ours[:12]}…, '
+        f'{backbone.vocabulary.path}). Load the task with backbone.vocabulary.'
+    )

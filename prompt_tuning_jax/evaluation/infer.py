@@ -1,0 +1,291 @@
+"""Text in, text or a ranking of choices out.
+
+    generate(backbone, prompt, ['hypothesis: … premise: …'])         # ['entailment']
+    rank(backbone, prompt, texts, ['yes', 'no'])[0].label            # 'yes'
+
+Texts of different prompts share a batch where each has a prompt of its own: the rows
+then name their virtual tokens in one table of all prompts.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.evaluation import ranking
+from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.evaluation.evaluate import unpack_prompt
+from prompt_tuning_jax.typing import Injection, PyTree
+
+if TYPE_CHECKING:
+  from prompt_tuning_jax.artifact import Prompt
+
+  AnyPrompt = Prompt | Injection | None
+
+
+class Ranked(NamedTuple):
+  """The outcome of ranking choices for one text.
+
+  Attributes:
+    label: the choice with the best score.
+    scores: log-probability of every choice.
+  """
+
+  label: str
+  scores: dict[str, float]
+
+
+def generate(
+    backbone: Backbone,
+    prompt: AnyPrompt | Sequence[AnyPrompt],
+    texts: Sequence[str],
+    *,
+    decode: str = 'greedy',
+    max_length: int = 64,
+    batch_size: int = 32,
+    max_input_length: int | None = None,
+    placement: Placement | str | None = None,
+    params: PyTree | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> list[str]:
+  """Lets the model answer each text.
+
+  Args:
+    backbone: the model.
+    prompt: for all texts a loaded artifact, an Injection or None (the bare model), or
+      a sequence with one of these for each text.
+    texts: the inputs, as the task words them.
+    decode: 'greedy', 'beam' or 'sample'.
+    max_length: most tokens of an answer, end-of-sequence included.
+    batch_size: most texts in a batch; it changes no answer.
+    max_input_length: longer inputs are cut, with a warning; default: the length the
+      prompt was trained with, else nothing is cut.
+    placement: where the virtual tokens stand; default: as the prompt was trained.
+    params: the backbone's weights, where they are not its own.
+    progress: whether to show a progress line.
+    **settings: further settings of `decoding.Decoding`: num_beams, alpha,
+      temperature, top_k, top_p, seed.
+
+  Returns:
+    The best answer to each text.
+
+  Raises:
+    ValueError: if a prompt does not belong to the backbone, or an argument is out of
+      its range.
+  """
+  decoding = Decoding(strategy=decode, max_length=max_length, **settings)
+  inputs = _Inputs(backbone, prompt, texts, placement, max_input_length)
+  params = backbone.params if params is None else params
+  answers = [''] * len(texts)
+  for tokens_BS, numbers in inputs.batches(batch_size, progress):
+    decoded = decoding(
+        backbone.module,
+        params,
+        tokens_BS,
+        inputs.injection,
+        eos_id=backbone.vocabulary.eos_id,
+        numbers=numbers,
+    )
+    for number, tokens_T in zip(numbers, np.asarray(decoded.tokens_BKT)[:, -1]):
+      answers[number] = backbone.vocabulary.decode(tokens_T)
+  return answers
+
+
+def rank(
+    backbone: Backbone,
+    prompt: AnyPrompt | Sequence[AnyPrompt],
+    texts: Sequence[str],
+    choices: Sequence[str],
+    *,
+    normalize_by_length: bool = False,
+    batch_size: int = 32,
+    max_input_length: int | None = None,
+    placement: Placement | str | None = None,
+    params: PyTree | None = None,
+    progress: bool = False,
+) -> list[Ranked]:
+  """Scores the same choices for each text, with one pass of the encoder for all.
+
+  Args:
+    backbone: the model.
+    prompt: as in `generate`.
+    texts: the inputs, as the task words them.
+    choices: the texts to choose from; of equal scores the earlier one wins.
+    normalize_by_length: score the mean log-probability of a choice's tokens instead
+      of the sum.
+    batch_size: most texts in a batch; it changes no score.
+    max_input_length: as in `generate`.
+    placement: as in `generate`.
+    params: the backbone's weights, where they are not its own.
+    progress: whether to show a progress line.
+
+  Returns:
+    Label and scores of each text.
+
+  Raises:
+    ValueError: if there are no choices, one of them has no tokens or stands twice,
+      or as `generate`.
+  """
+  inputs = _Inputs(backbone, prompt, texts, placement, max_input_length)
+  choices_CT = ranking.encode_choices(choices, backbone.vocabulary)
+  repeated = sorted({choice for choice in choices if list(choices).count(choice) > 1})
+  if repeated:
+    raise ValueError(
+        f'Choices stand more than once: {", ".join(map(repr, repeated))}. Name each once.'
+    )
+  params = backbone.params if params is None else params
+  ranked: list[Any] = [None] * len(texts)
+  for tokens_BS, numbers in inputs.batches(batch_size, progress):
+    scores_BC = np.asarray(
+        ranking.score_choices(
+            backbone.module,
+            params,
+            tokens_BS,
+            choices_CT,
+            inputs.injection,
+            normalize_by_length=normalize_by_length,
+        )
+    )
+    for number, best, scores_C in zip(
+        numbers, ranking.best_choice(scores_BC), scores_BC.tolist()
+    ):
+      ranked[number] = Ranked(choices[best], dict(zip(choices, scores_C)))
+  return ranked
+
+
+def infer(
+    backbone: Backbone,
+    prompt: AnyPrompt | Sequence[AnyPrompt],
+    texts: Sequence[str],
+    *,
+    choices: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[str] | list[Ranked]:
+  """`rank` where there are choices, else `generate`; with their further arguments."""
+  if choices is None:
+    return generate(backbone, prompt, texts, **kwargs)
+  return rank(backbone, prompt, texts, choices, **kwargs)
+
+
+class _Inputs:
+  """Tokenised texts with their virtual tokens, and the prompts these stand for.
+
+  Attributes:
+    injection: all prompts as one, or None.
+  """
+
+  def __init__(
+      self,
+      backbone: Backbone,
+      prompt: AnyPrompt | Sequence[AnyPrompt],
+      texts: Sequence[str],
+      placement: Placement | str | None,
+      max_input_length: int | None,
+  ):
+    if isinstance(texts, str):
+      raise ValueError(f'texts is the one text {texts!r}; give a list of texts.')
+    if backbone.vocabulary is None:
+      raise ValueError(
+          f'{backbone.name} has no vocabulary to read texts with. Load it with '
+          'vocabulary=<the SentencePiece model it was trained with>.'
+      )
+    if isinstance(prompt, (list, tuple)):
+      if len(prompt) != len(texts):
+        raise ValueError(
+            f'{len(prompt)} prompts for {len(texts)} texts: give one prompt for all texts, '
+            'or a list with one for each.'
+        )
+      prompts = list(prompt)
+    else:
+      prompts = [prompt] * len(texts)
+    unpacked = {id(p): unpack_prompt(backbone, p) for p in prompts}
+    self.injection, offsets = _join({key: i for key, (i, _) in unpacked.items()})
+    self._rows = []
+    num_cut = 0
+    for text, p in zip(texts, prompts):
+      injection, manifest = unpacked[id(p)]
+      length, place = max_input_length, placement
+      if manifest is not None:
+        length = length or manifest.feature_lengths.get('inputs')
+        place = place or manifest.placement
+      ids = backbone.vocabulary.encode(text) + [backbone.vocabulary.eos_id]
+      if length is not None and len(ids) > length:
+        num_cut += 1
+      first_id = backbone.spec.vocab_size
+      row = as_placement(place or 'prefix').bind(backbone.vocabulary)(
+          ids, _num_virtual(injection), first_id, length=length
+      )
+      self._rows.append(np.where(row >= first_id, row + offsets[id(p)], row))
+    if num_cut:
+      warnings.warn(
+          f'{num_cut} of {len(texts)} texts are longer than max_input_length (by default '
+          'the length that the prompt was trained with) and are cut.',
+          stacklevel=3,
+      )
+
+  def batches(
+      self, batch_size: int, progress: bool
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of tokens [B, S] and the numbers of their texts; longest texts first."""
+    if batch_size < 1:
+      raise ValueError(f'batch_size={batch_size} must be at least 1.')
+    lengths = np.array([len(row) for row in self._rows], int)
+    order = np.argsort(-lengths, kind='stable')
+    batch_size = min(batch_size, max(len(order), 1))
+    starts = range(0, len(order), batch_size)
+    for start in tqdm.tqdm(starts, unit='batch', disable=not progress, file=sys.stderr):
+      numbers = order[start : start + batch_size]
+      width = _width(int(lengths[numbers].max()))
+      # A last batch keeps the shape of the others: its other rows are empty.
+      tokens_BS = np.zeros((batch_size, width), np.int32)
+      for row, number in enumerate(numbers):
+        tokens_BS[row, : lengths[number]] = self._rows[number]
+      yield tokens_BS, numbers
+
+
+def _width(length: int) -> int:
+  """The smallest of 16, 24, 32, 48, 64, 96, … that holds `length`: few compilations."""
+  width = 16
+  while width < length:
+    width += width // 2 if width & (width - 1) == 0 else width // 3
+  return width
+
+
+def _num_virtual(injection: Injection | None) -> int:
+  if injection is None or injection.virtual_embeddings is None:
+    return 0
+  return injection.virtual_embeddings.shape[0]
+
+
+def _join(
+    injections: dict[int, Injection | None],
+) -> tuple[Injection | None, dict[int, int]]:
+  """All prompts as one injection, and where the virtual tokens of each begin in it."""
+  if len(injections) <= 1:
+    return next(iter(injections.values()), None), dict.fromkeys(injections, 0)
+  tables, offsets, start = [], {}, 0
+  for key, injection in injections.items():
+    offsets[key] = start
+    if injection is None:
+      continue
+    others = [x for x in jax.tree.leaves(injection) if x is not injection.virtual_embeddings]
+    if others:
+      raise ValueError(
+          f'Prompts can share a batch only if they are soft prompts; one is {injection}. '
+          'Run the texts of that prompt on their own.'
+      )
+    if injection.virtual_embeddings is not None:
+      tables.append(injection.virtual_embeddings)
+      start += _num_virtual(injection)
+  joined = Injection(virtual_embeddings=jnp.concatenate(tables)) if tables else None
+  return joined, offsets

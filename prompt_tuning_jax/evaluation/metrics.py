@@ -1,0 +1,287 @@
+"""The metrics of T5's tasks: `(targets, predictions) → {name: value}`, in percent.
+
+Names and values are those of the `t5` package (Raffel et al., 2020), which seqio
+tasks expect: the two arguments must be called `targets` and `predictions` (or
+`targets` and `scores`). Every metric runs over all examples of a split at once.
+
+A metric over nothing, or over a split whose labels are all -1 (SuperGLUE's test
+sets), is an error: the number would mean nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+  """Share of predictions that equal their target (class ids, numbers or texts)."""
+  _check(targets, predictions)
+  right = [target == prediction for target, prediction in zip(targets, predictions)]
+  return {'accuracy': 100.0 * float(np.mean(right))}
+
+
+def sequence_accuracy(
+    targets: Sequence[Any], predictions: Sequence[Any]
+) -> dict[str, float]:
+  """Share of predicted sequences that equal their target in every element."""
+  _check(targets, predictions)
+  right = [np.array_equal(t, p) for t, p in zip(targets, predictions)]
+  return {'sequence_accuracy': 100.0 * float(np.mean(right))}
+
+
+def f1_score_with_invalid(
+    targets: Sequence[int], predictions: Sequence[int]
+) -> dict[str, float]:
+  """F1 of class 1; a prediction that is neither 0 nor 1 counts as the wrong one."""
+  _check(targets, predictions)
+  targets = np.asarray(targets)
+  predictions = np.asarray(predictions)
+  valid = (predictions == 0) | (predictions == 1)
+  predictions = np.where(valid, predictions, 1 - targets)
+  return {'f1': 100.0 * _f1_of_class(targets, predictions, 1)}
+
+
+def mean_multiclass_f1(
+    targets: Sequence[int], predictions: Sequence[int], num_classes: int
+) -> dict[str, float]:
+  """Unweighted mean of the classes' F1; bind `num_classes` with functools.partial.
+
+  A class that occurs neither among targets nor predictions contributes 0.
+  """
+  _check(targets, predictions)
+  targets, predictions = np.asarray(targets), np.asarray(predictions)
+  f1 = [_f1_of_class(targets, predictions, label) for label in range(num_classes)]
+  return {f'mean_{num_classes}class_f1': 100.0 * float(np.mean(f1))}
+
+
+def _f1_of_class(targets: np.ndarray, predictions: np.ndarray, label: int) -> float:
+  true_positives = np.sum((targets == label) & (predictions == label))
+  mistakes = np.sum((targets == label) != (predictions == label))
+  if true_positives == 0:
+    return 0.0
+  return float(2 * true_positives / (2 * true_positives + mistakes))
+
+
+def matthews_corrcoef(
+    targets: Sequence[int], predictions: Sequence[int]
+) -> dict[str, float]:
+  """Matthews correlation of class ids, for any number of classes (Gorodkin, 2004)."""
+  _check(targets, predictions)
+  classes, ids = np.unique([targets, predictions], return_inverse=True)
+  ids = ids.reshape(2, -1)
+  confusion = np.zeros((len(classes), len(classes)))
+  np.add.at(confusion, (ids[0], ids[1]), 1)
+  of_target, of_prediction = confusion.sum(axis=1), confusion.sum(axis=0)
+  total = confusion.sum()
+  both = np.trace(confusion) * total - of_target @ of_prediction
+  spread_of_targets = total**2 - of_target @ of_target
+  spread_of_predictions = total**2 - of_prediction @ of_prediction
+  spread = np.sqrt(spread_of_targets * spread_of_predictions)
+  return {'matthews_corrcoef': 100.0 * float(both / spread) if spread else 0.0}
+
+
+def pearson_corrcoef(
+    targets: Sequence[float], predictions: Sequence[float]
+) -> dict[str, float]:
+  """Pearson correlation; NaN where all targets or all predictions are equal."""
+  _check(targets, predictions)
+  return {'pearson_corrcoef': 100.0 * _correlation(targets, predictions)}
+
+
+def spearman_corrcoef(
+    targets: Sequence[float], predictions: Sequence[float]
+) -> dict[str, float]:
+  """Pearson correlation of the ranks; equal values share the mean of their ranks."""
+  _check(targets, predictions)
+  ranks = [_ranks(targets), _ranks(predictions)]
+  return {'spearman_corrcoef': 100.0 * _correlation(*ranks)}
+
+
+def _correlation(left: Sequence[float], right: Sequence[float]) -> float:
+  left, right = np.asarray(left, float), np.asarray(right, float)
+  left, right = left - left.mean(), right - right.mean()
+  norm = np.linalg.norm(left) * np.linalg.norm(right)
+  return float(left @ right / norm) if norm > 0 else float('nan')
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+  _, position, count = np.unique(values, return_inverse=True, return_counts=True)
+  return (np.cumsum(count) - (count - 1) / 2)[position]
+
+
+def squad(
+    targets: Sequence[Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Exact match and token F1, the best over the answers of a question.
+
+  Texts are compared without case, punctuation, articles and extra spaces
+  (Rajpurkar et al., 2016).
+
+  Args:
+    targets: the right answers of each question.
+    predictions: one answer to each question.
+  """
+  _check(targets, predictions)
+  exact, f1 = [], []
+  for answers, prediction in zip(targets, predictions):
+    prediction = _normalize_answer(prediction)
+    answers = [_normalize_answer(answer) for answer in answers]
+    exact.append(max(answer == prediction for answer in answers))
+    f1.append(max(_token_f1(answer, prediction) for answer in answers))
+  return {'em': 100.0 * float(np.mean(exact)), 'f1': 100.0 * float(np.mean(f1))}
+
+
+def _normalize_answer(text: str) -> str:
+  text = ''.join(c for c in text.lower() if c not in string.punctuation)
+  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+
+def _token_f1(target: str, prediction: str) -> float:
+  target_tokens, predicted_tokens = target.split(), prediction.split()
+  common = collections.Counter(target_tokens) & collections.Counter(predicted_tokens)
+  num_common = sum(common.values())
+  if num_common == 0:
+    return 0.0
+  precision = num_common / len(predicted_tokens)
+  recall = num_common / len(target_tokens)
+  return 2 * precision * recall / (precision + recall)
+
+
+def deduplicated_squad(
+    targets: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+  """ReCoRD's metric: `squad` over the first example of each group.
+
+  ReCoRD repeats a question for every right answer; only one copy counts.
+
+  Args:
+    targets: {'value': right answers, 'group': (passage, query)} of each example.
+    predictions: {'value': answer} of each example.
+  """
+  _check(targets, predictions)
+  first: dict[Any, tuple[Any, Any]] = {}
+  for target, prediction in zip(targets, predictions):
+    first.setdefault(_hashable(target['group']), (target['value'], prediction['value']))
+  answers, predicted = zip(*first.values())
+  return squad(answers, predicted)
+
+
+def multirc_f1_over_all_answers(
+    targets: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+  """MultiRC's F1a: the F1 over all answers, whatever their question."""
+  return f1_score_with_invalid(
+      [target['value'] for target in targets],
+      [prediction['value'] for prediction in predictions],
+  )
+
+
+def mean_group_exact_match(
+    targets: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+  """MultiRC's EM: share of the questions all of whose answers are judged right.
+
+  Needs complete groups: over a sample of the examples it is another number.
+
+  Args:
+    targets: {'value': class id, 'group': question} of each example.
+    predictions: {'value': class id} of each example.
+  """
+  _check(targets, predictions)
+  groups: dict[Any, list[bool]] = collections.defaultdict(list)
+  for target, prediction in zip(targets, predictions):
+    groups[_hashable(target['group'])].append(target['value'] == prediction['value'])
+  return {'exact_match': 100.0 * float(np.mean([all(r) for r in groups.values()]))}
+
+
+def rank_classification(
+    targets: Sequence[tuple[Sequence[int], bool, float, int]],
+    scores: Sequence[float],
+    normalize_by_target_length: bool = False,
+    prefix: str = '',
+) -> dict[str, float]:
+  """Accuracy where every choice of an example is an example of its own.
+
+  Args:
+    targets: ((example, choice), is right, weight, target length) of each choice.
+    scores: log-probability of each choice.
+    normalize_by_target_length: whether to divide scores by the target length.
+    prefix: put before the metric's name, with an underscore.
+  """
+  _check(targets, scores)
+  best: dict[int, tuple[float, int, bool, float]] = {}
+  for ((example, choice), is_right, weight, length), score in zip(targets, scores):
+    score = score / length if normalize_by_target_length else score
+    # Of equal scores the lowest choice wins.
+    candidate = (score, -choice, is_right, weight)
+    if example not in best or candidate[:2] > best[example][:2]:
+      best[example] = candidate
+  right = sum(weight * is_right for _, _, is_right, weight in best.values())
+  total = sum(weight for _, _, _, weight in best.values())
+  name = f'{prefix}_accuracy' if prefix else 'accuracy'
+  return {name: 100.0 * float(right / total)}
+
+
+def rouge(
+    targets: Sequence[str],
+    predictions: Sequence[str],
+    score_keys: Sequence[str] = ('rouge1', 'rouge2', 'rougeLsum'),
+) -> dict[str, float]:
+  """ROUGE F-measures (Lin, 2004), the mean over examples.
+
+  The t5 package reports the median of bootstrapped means, which differs from run
+  to run by sampling; this is the mean itself.
+
+  Raises:
+    ImportError: if the package rouge_score is not installed.
+  """
+  _check(targets, predictions)
+  try:
+    from rouge_score import rouge_scorer
+  except ImportError as error:
+    raise ImportError(
+        'ROUGE is computed by the package rouge_score: pip install rouge_score.'
+    ) from error
+  scorer = rouge_scorer.RougeScorer(list(score_keys))
+  # ROUGE-Lsum compares sentence by sentence and takes a line for a sentence.
+  scores = [
+      scorer.score(
+          target=target.replace(' . ', ' .\n'),
+          prediction=prediction.replace(' . ', ' .\n'),
+      )
+      for target, prediction in zip(targets, predictions)
+  ]
+  return {
+      key: 100.0 * float(np.mean([score[key].fmeasure for score in scores]))
+      for key in score_keys
+  }
+
+
+def _hashable(group: Any) -> Any:
+  # A group that went through JSON comes back as a list.
+  return tuple(group) if isinstance(group, list) else group
+
+
+def _check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
+  if len(targets) != len(predictions):
+    raise ValueError(
+        f'{len(targets)} targets and {len(predictions)} predictions: a metric compares '
+        'them one by one, so there must be as many of both.'
+    )
+  if not len(targets):
+    raise ValueError(
+        'A metric over no examples means nothing. The split is empty, or all of its '
+        'examples were left out.'
+    )
+  values = [t['value'] if isinstance(t, dict) and 'value' in t else t for t in targets]
+  if all(isinstance(v, (int, float, np.number)) and v == -1 for v in values):
+    raise ValueError(
+        f'All {len(targets)} targets are -1: this split has no labels, so it can be '
+        "predicted but not scored. Use another split, for example 'validation'."
+    )

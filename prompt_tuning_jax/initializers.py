@@ -1,0 +1,164 @@
+"""Where a soft prompt starts (Lester et al., 2021, section 3.2).
+
+An initialiser is a function `(key, (P, D), dtype) → array`, as Flax uses them. Those
+that start from words take the backbone whose words they are:
+
+  SoftPrompt(100, class_labels(['positive', 'negative'], backbone))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.typing import Array
+
+Initializer = Callable[..., Array]
+
+# The vocabulary is sorted by frequency; the paper samples from its most common tokens.
+COMMON_TOKENS = 5000
+
+
+def uniform(scale: float = 0.5, *, centered: bool = True) -> Initializer:
+  """Uniform numbers in [-scale, scale], the range the paper states.
+
+  With `centered=False` the range is [0, scale), which is what the original code
+  draws from although its configuration says 0.5.
+  """
+
+  def init(key, shape, dtype=jnp.float32):
+    if centered:
+      return jax.random.uniform(key, shape, dtype, -scale, scale)
+    return jax.random.uniform(key, shape, dtype) * scale
+
+  return init
+
+
+def sampled_vocab(
+    backbone: Backbone, population: int | None = COMMON_TOKENS
+) -> Initializer:
+  """Embeddings of random words: rows drawn from the first `population` of the table.
+
+  Drawn without replacement, unless the prompt is longer than the population.
+
+  Args:
+    backbone: whose embeddings.
+    population: how many of the first rows may be drawn; None for the whole table.
+  """
+  if population is not None and population < 1:
+    raise ValueError(
+        f'sampled_vocab.population is {population}; it must be at least 1, or None for '
+        'the whole embedding table.'
+    )
+
+  def init(key, shape, dtype=jnp.float32):
+    table_VD = _table(backbone, shape)
+    rows = min(population or len(table_VD), len(table_VD))
+    drawn_P = jax.random.choice(key, rows, (shape[0],), replace=shape[0] > rows)
+    return jnp.asarray(table_VD)[drawn_P].astype(dtype)
+
+  return init
+
+
+def class_labels(
+    labels: Sequence[str], backbone: Backbone, fallback: Initializer | None = None
+) -> Initializer:
+  """Embeddings of the words for the classes, one position each, in order.
+
+  A label of several tokens is the mean of their embeddings. Positions beyond the labels
+  start from `fallback`; labels beyond the length are left out.
+
+  Args:
+    labels: words for the classes.
+    backbone: whose embeddings and vocabulary.
+    fallback: initialiser of the other positions; `sampled_vocab(backbone)` where None.
+
+  Raises:
+    ValueError: if there are no labels, or one has no tokens.
+  """
+  labels = list(labels)
+  fallback = fallback or sampled_vocab(backbone)
+  if not labels:
+    raise ValueError('class_labels needs at least one label; set CLASS_LABELS to a list.')
+
+  def init(key, shape, dtype=jnp.float32):
+    table_VD = _table(backbone, shape)
+    rows = []
+    for label in labels[: shape[0]]:
+      tokens = backbone.vocabulary.encode(label)
+      if not tokens:
+        raise ValueError(f'The class label {label!r} has no tokens in this vocabulary.')
+      rows.append(jnp.mean(jnp.asarray(table_VD)[np.array(tokens)], axis=0))
+    prompt_PD = fallback(key, shape, dtype)
+    return prompt_PD.at[: len(rows)].set(jnp.stack(rows).astype(dtype))
+
+  return init
+
+
+def text(words: str, backbone: Backbone, fallback: Initializer | None = None) -> Initializer:
+  """Embeddings of a text, token by token; longer texts are cut, shorter ones filled up.
+
+  Args:
+    words: the text, for example an instruction.
+    backbone: whose embeddings and vocabulary.
+    fallback: initialiser of positions beyond the text; `sampled_vocab(backbone)` where
+      None.
+  """
+  fallback = fallback or sampled_vocab(backbone)
+
+  def init(key, shape, dtype=jnp.float32):
+    tokens = np.array(backbone.vocabulary.encode(words)[: shape[0]], np.int32)
+    rows = jnp.asarray(_table(backbone, shape))[tokens].astype(dtype)
+    return fallback(key, shape, dtype).at[: len(tokens)].set(rows)
+
+  return init
+
+
+def from_array(prompt_PD: np.ndarray | Array, origin: str = 'the array') -> Initializer:
+  """A prompt that is already there; its shape must be the one asked for."""
+
+  def init(key, shape, dtype=jnp.float32):
+    del key  # Nothing is random here.
+    if tuple(prompt_PD.shape) != tuple(shape):
+      raise ValueError(
+          f'{origin} holds a prompt of shape {list(prompt_PD.shape)}, but this run needs '
+          f'[PROMPT_LENGTH, d_model] = {list(shape)}. '
+          + (
+              f'Set PROMPT_LENGTH={prompt_PD.shape[0]}.'
+              if prompt_PD.shape[1:] == tuple(shape[1:])
+              else 'It was made for a backbone of another width.'
+          )
+      )
+    return jnp.asarray(prompt_PD, dtype)
+
+  return init
+
+
+def from_file(path: str | os.PathLike[str]) -> Initializer:
+  """A prompt from an artifact of this library or the original code's `.npy`.
+
+  Raises:
+    ValueError, FileNotFoundError: if the file is missing, damaged or holds no soft prompt.
+  """
+  from prompt_tuning_jax.artifact import load_prompt  # It depends on checkpoints/.
+
+  prompt_PD = load_prompt(path).injection.virtual_embeddings
+  if prompt_PD is None:
+    raise ValueError(f'{path} holds no soft prompt (virtual_embeddings) to start from.')
+  return from_array(prompt_PD, str(path))
+
+
+def _table(backbone: Backbone, shape: Sequence[int]) -> Array:
+  """The embedding table, checked against the width of the prompt that is asked for."""
+  table_VD = backbone.embedding_VD
+  if table_VD.shape[1] != shape[1]:
+    raise ValueError(
+        f'The prompt has width {shape[1]}, but the embeddings of {backbone.name} have '
+        f'{table_VD.shape[1]}. Initialise from the backbone that the run uses.'
+    )
+  return table_VD

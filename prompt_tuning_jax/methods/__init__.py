@@ -1,0 +1,1 @@
+"""Prompt methods: Flax modules from their parameters to an Injection."""

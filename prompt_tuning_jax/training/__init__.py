@@ -1,0 +1,1 @@
+"""Training the leaves that a labelling names, and nothing else."""

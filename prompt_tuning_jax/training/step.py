@@ -1,0 +1,168 @@
+"""The train step: `(state, frozen, batch) → (state, metrics)`, differentiating one tree."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from prompt_tuning_jax.training import losses
+from prompt_tuning_jax.training import trainable as trainable_lib
+from prompt_tuning_jax.typing import Array, Batch, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that changes during training: what is donated, saved and restored.
+
+  Attributes:
+    step: number of optimiser updates so far in this run.
+    trainable: the tree that is differentiated.
+    opt_state: the optimiser's state for it.
+  """
+
+  step: Array
+  trainable: PyTree
+  opt_state: PyTree
+
+  @classmethod
+  def create(cls, trainable: PyTree, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return cls(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
+
+
+def make_loss_fn(
+    method: nn.Module | None, module: nn.Module, loss: losses.LossConfig
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+  """Returns `(trainable, frozen, batch, weights_BT, dropout_rng) → (sum of losses, sums)`.
+
+  `method` may be None: then the backbone runs without a prompt. Dropout is off where
+  `dropout_rng` is None.
+  """
+
+  def loss_fn(trainable, frozen, batch, weights_BT, dropout_rng=None):
+    params = trainable_lib.merge(trainable, frozen)
+    injection = None
+    if method is not None:
+      rngs = {} if dropout_rng is None else {'dropout': jax.random.fold_in(dropout_rng, 1)}
+      injection = method.apply({'params': params['prompt']}, module.spec, rngs=rngs)
+    logits_BTV = module.apply(
+        {'params': params['backbone']},
+        batch,
+        injection,
+        enable_dropout=dropout_rng is not None,
+        rngs={} if dropout_rng is None else {'dropout': dropout_rng},
+    )
+    loss_BT, z_loss_BT = losses.cross_entropy(
+        logits_BTV,
+        batch.decoder_target_tokens,
+        z_loss=loss.z_loss,
+        label_smoothing=loss.label_smoothing,
+    )
+    right_BT = jnp.argmax(logits_BTV, axis=-1) == batch.decoder_target_tokens
+    counted_BT = batch.decoder_loss_weights > 0
+    sums = {
+        'loss': jnp.sum(loss_BT * weights_BT),
+        'z_loss': jnp.sum(z_loss_BT * weights_BT),
+        'tokens': jnp.sum(counted_BT),
+        'right_tokens': jnp.sum(right_BT & counted_BT),
+    }
+    return sums['loss'], sums
+
+  return loss_fn
+
+
+def make_train_step(
+    method: nn.Module | None,
+    module: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    loss: losses.LossConfig = losses.LossConfig(),
+    microbatches: int = 1,
+    seed: int = 0,
+) -> Callable[[TrainState, PyTree, Batch], tuple[TrainState, dict[str, Array]]]:
+  """Builds the compiled train step; the state is donated, the frozen tree is not.
+
+  Dropout's randomness is a function of (seed, step), so a resumed run repeats it.
+
+  Args:
+    method: the prompt method, or None to train without one.
+    module: the backbone's module; its `dropout_rate` applies.
+    tx: optimiser of the trainable tree.
+    loss: z-loss, smoothing and normalisation.
+    microbatches: parts into which each batch is split to save memory; gradients add up
+      exactly because losses are sums.
+    seed: of dropout.
+
+  Returns:
+    `(state, frozen, batch) → (state, metrics)`; metrics are sums over the batch (`loss`,
+    `z_loss`, `tokens`, `right_tokens`), the divisor `loss_factor` and `gradient_norm`.
+  """
+  loss_fn = make_loss_fn(method, module, loss)
+  dropout = getattr(module, 'dropout_rate', 0.0) > 0.0 or (
+      getattr(method, 'dropout_rate', 0.0) > 0.0
+  )
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(state, frozen, batch):
+    weights_BT, factor = losses.weights_and_factor(batch, loss.normalizing_factor)
+    rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
+
+    def scaled_loss(trainable, batch, weights_BT, rng):
+      total, sums = loss_fn(trainable, frozen, batch, weights_BT, rng)
+      return total / factor, sums
+
+    gradient_of = jax.grad(scaled_loss, has_aux=True)
+    if microbatches == 1:
+      gradient, sums = gradient_of(state.trainable, batch, weights_BT, rng)
+    else:
+      gradient, sums = _accumulate(
+          gradient_of, state.trainable, batch, weights_BT, rng, microbatches
+      )
+    with jax.named_scope('optimizer'):
+      updates, opt_state = tx.update(gradient, state.opt_state, state.trainable)
+      new_state = state.replace(
+          step=state.step + 1,
+          trainable=optax.apply_updates(state.trainable, updates),
+          opt_state=opt_state,
+      )
+    metrics = dict(
+        sums, loss_factor=factor, gradient_norm=optax.tree.norm(gradient)
+    )
+    return new_state, metrics
+
+  return train_step
+
+
+def _accumulate(gradient_of, trainable, batch, weights_BT, rng, microbatches):
+  """Gradients and sums of all microbatches, one after the other in one program."""
+  rows = weights_BT.shape[0]
+  if rows % microbatches:
+    raise ValueError(
+        f'MICROBATCHES={microbatches} does not divide the batch of {rows} rows. Choose a '
+        'divisor of BATCH_SIZE.'
+    )
+  parts = jax.tree.map(
+      lambda x: jnp.reshape(x, (microbatches, rows // microbatches, *x.shape[1:])),
+      (batch, weights_BT),
+  )
+
+  def one_part(total, part):
+    i, (part_batch, part_weights) = part
+    part_rng = None if rng is None else jax.random.fold_in(rng, i)
+    part_result = gradient_of(trainable, part_batch, part_weights, part_rng)
+    return jax.tree.map(jnp.add, total, part_result), None
+
+  zero = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(
+          gradient_of, trainable, *jax.tree.map(lambda x: x[0], parts), rng
+      ),
+  )
+  total, _ = jax.lax.scan(one_part, zero, (jnp.arange(microbatches), parts))
+  return total

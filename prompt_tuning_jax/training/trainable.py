@@ -1,0 +1,80 @@
+"""Which leaves of the parameter tree train, and with which optimiser.
+
+The parameter tree of a run is `{'prompt': …, 'backbone': …}`. A labelling maps path
+prefixes in it to optimisers; a leaf belongs to the longest prefix that leads to it,
+and a leaf without one is frozen:
+
+  {'prompt': adafactor()}                           prompt tuning, prefix tuning
+  {'prompt': adam(1e-4), 'backbone': adam(1e-5)}    P-tuning with a co-tuned model
+  {'backbone': adafactor(1e-3)}                     model tuning, pretraining
+
+Only the trainable tree is differentiated, so no gradient and no optimiser state of
+a frozen weight ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import optax
+from flax import traverse_util
+
+from prompt_tuning_jax.typing import PyTree
+
+Labelling = Mapping[str, optax.GradientTransformation]
+
+
+def _labels(flat: Mapping[str, object], labelling: Labelling) -> dict[str, str]:
+  """The prefix in charge of each path that has one."""
+  labels = {}
+  for path in flat:
+    prefixes = [p for p in labelling if path == p or path.startswith(p + '/')]
+    if prefixes:
+      labels[path] = max(prefixes, key=len)
+  return labels
+
+
+def split(params: PyTree, labelling: Labelling) -> tuple[PyTree, PyTree]:
+  """Splits the run's parameters into the trainable and the frozen tree.
+
+  Raises:
+    ValueError: if a prefix leads to no parameter, or nothing would train.
+  """
+  flat = traverse_util.flatten_dict(params, sep='/')
+  labels = _labels(flat, labelling)
+  idle = sorted(set(labelling) - set(labels.values()))
+  if idle or not labels:
+    known = sorted({'/'.join(path.split('/')[:2]) for path in flat})
+    raise ValueError(
+        f'`trainable` names {idle or "nothing"}, which leads to no parameter of this run. '
+        f'Its parameters are under: {", ".join(known)}.'
+    )
+  trainable = {path: leaf for path, leaf in flat.items() if path in labels}
+  frozen = {path: leaf for path, leaf in flat.items() if path not in labels}
+  return (
+      traverse_util.unflatten_dict(trainable, sep='/'),
+      traverse_util.unflatten_dict(frozen, sep='/'),
+  )
+
+
+def merge(trainable: PyTree, frozen: PyTree) -> PyTree:
+  """The run's whole parameter tree again; the inverse of `split`."""
+  flat = traverse_util.flatten_dict(frozen, sep='/')
+  flat.update(traverse_util.flatten_dict(trainable, sep='/'))
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def make_optimizer(labelling: Labelling, trainable: PyTree) -> optax.GradientTransformation:
+  """One transformation over the trainable tree, each leaf under its own optimiser."""
+  if len(labelling) == 1:
+    return next(iter(labelling.values()))
+  flat = traverse_util.flatten_dict(trainable, sep='/')
+  labels = traverse_util.unflatten_dict(_labels(flat, labelling), sep='/')
+  return optax.partition(dict(labelling), labels)
+
+
+def count(tree: PyTree) -> int:
+  """Number of parameters in a tree of arrays or shapes."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

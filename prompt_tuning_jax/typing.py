@@ -1,0 +1,113 @@
+"""What the parts of the library hand each other, and the letters for shapes.
+
+Dimension key, used as suffixes of array names in hot code (`logits_BTV`):
+
+  B  batch rows            S  encoder (source) positions   T  decoder (target) positions
+  P  prompt length         D  model width                  N  attention heads
+  H  width of one head     F  feed-forward width           V  rows of the embedding table
+  L  layers                C  choices (verbalizers)        K  beams
+
+Three types cross the borders between methods, backbones and data: `Batch`,
+`Injection` and `BackboneSpec`. The first two are plain pytrees of arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+@flax.struct.dataclass
+class Batch:
+  """One batch of token ids, with T5X's feature names.
+
+  Ids in [0, V) are rows of the backbone's embedding table, 0 is padding. An
+  encoder id V + i is a *virtual token*: position i of the soft prompt, a row of
+  `Injection.virtual_embeddings`. The data pipeline places them
+  (`data/virtual_tokens.py`); the backbone only looks them up.
+  """
+
+  encoder_input_tokens: Array  # [B, S] int32
+  decoder_input_tokens: Array  # [B, T] int32, the targets shifted right
+  decoder_target_tokens: Array  # [B, T] int32
+  decoder_loss_weights: Array  # [B, T], 0 where a position does not count
+
+
+@flax.struct.dataclass
+class Injection:
+  """What a prompt method hands a frozen backbone; `None` means nothing there.
+
+  Attributes:
+    virtual_embeddings: [P, D], the embeddings of the virtual tokens V .. V+P-1.
+    encoder_kv: keys and values, each [L, P, N, H], which every layer's encoder
+      self-attention sees before its own.
+    decoder_kv: the same for the decoder's self-attention.
+    cross_kv: the same for the decoder's attention over the encoder's output.
+  """
+
+  virtual_embeddings: Array | None = None
+  encoder_kv: tuple[Array, Array] | None = None
+  decoder_kv: tuple[Array, Array] | None = None
+  cross_kv: tuple[Array, Array] | None = None
+
+  def __str__(self) -> str:
+    parts = []
+    for field in dataclasses.fields(self):
+      leaves = jax.tree.leaves(getattr(self, field.name))
+      if leaves:
+        shape = '×'.join(str(size) for size in leaves[0].shape)
+        pair = '2 × ' if len(leaves) == 2 else ''
+        parts.append(f'{field.name} {pair}{shape} {leaves[0].dtype}')
+    return f'Injection({", ".join(parts) or "empty"})'
+
+  def check(self, spec: BackboneSpec) -> None:
+    """Raises ValueError unless every array fits the backbone described by `spec`."""
+    if self.virtual_embeddings is not None:
+      shape = self.virtual_embeddings.shape
+      if len(shape) != 2 or shape[1] != spec.d_model:
+        raise ValueError(
+            f'Injection.virtual_embeddings has shape {shape}; this backbone needs '
+            f'[prompt length, d_model={spec.d_model}]. Train or load a prompt made '
+            'for this backbone; a prompt is never broadcast to another width.'
+        )
+    layers = {
+        'encoder_kv': spec.num_encoder_layers,
+        'decoder_kv': spec.num_decoder_layers,
+        'cross_kv': spec.num_decoder_layers,
+    }
+    for name, num_layers in layers.items():
+      for array in getattr(self, name) or ():
+        expected = (num_layers, array.shape[1], spec.num_heads, spec.d_kv)
+        if array.shape != expected:
+          raise ValueError(
+              f'Injection.{name} has shape {array.shape}; this backbone needs '
+              f'[layers={num_layers}, prompt length, heads={spec.num_heads}, '
+              f'd_kv={spec.d_kv}].'
+          )
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+  """All that a prompt method may know of a backbone: its sizes.
+
+  Attributes:
+    vocab_size: V, rows of the embedding table; the first virtual id.
+    d_model: D, width of the residual stream.
+    num_heads: N, attention heads.
+    d_kv: H, width of one head (not always d_model / num_heads).
+    num_encoder_layers: encoder depth, 0 for a decoder-only model.
+    num_decoder_layers: decoder depth.
+  """
+
+  vocab_size: int
+  d_model: int
+  num_heads: int
+  d_kv: int
+  num_encoder_layers: int
+  num_decoder_layers: int

@@ -1,0 +1,1 @@
+"""The scripts that made the packaged data and vocabulary, from WordNet and plain text."""

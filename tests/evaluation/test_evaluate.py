@@ -1,0 +1,274 @@
+"""Evaluating a task: what is predicted, what is scored, and what is written."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_tuning_jax import artifact
+from prompt_tuning_jax.data.batches import make_batch
+from prompt_tuning_jax.data.tokenized_task import TokenizedTask
+from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.evaluation import metrics, ranking
+from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.evaluation.evaluate import EvalResult, Evaluator, evaluate
+from prompt_tuning_jax.typing import Injection
+
+CLASSES = ['yes', 'no', 'not at all']
+WORDS = 'the old man and a sea that was green under his small boat'.split()
+
+
+def texts(count=7, seed=0):
+  rng = np.random.default_rng(seed)
+  return [' '.join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(count)]
+
+
+def classification(backbone, count=7):
+  examples = [
+      {'inputs': text, 'targets': CLASSES[i % 3], 'idx': i}
+      for i, text in enumerate(texts(count))
+  ]
+  return TokenizedTask.from_examples(
+      examples, backbone.vocabulary, name='toy', label_classes=CLASSES
+  )
+
+
+@pytest.fixture(scope='module')
+def task(backbone):
+  return classification(backbone)
+
+
+@pytest.fixture(scope='module')
+def ranked(backbone, soft_prompt, task):
+  return evaluate(backbone, soft_prompt, task, batch_size=4, progress=False)
+
+
+def test_the_ranked_class_is_the_likeliest_target(backbone, soft_prompt, task, ranked):
+  encode = backbone.vocabulary.encode
+  correct = 0
+  for i, prediction in enumerate(ranked.predictions):
+    batch = make_batch(
+        [{'inputs': task[i]['inputs'], 'targets': [*encode(c), 1]} for c in CLASSES],
+        input_length=32,
+        target_length=8,
+        vocab_size=512,
+        num_virtual_tokens=5,
+    )
+    scores = ranking.score_targets(backbone.module, backbone.params, batch, soft_prompt)
+    np.testing.assert_allclose(
+        list(prediction['scores'].values()), scores, rtol=1e-4
+    )
+    best = int(np.argmax(scores))
+    assert prediction['prediction'] == best
+    assert prediction['prediction_text'] == CLASSES[best]
+    assert prediction['target'] == i % 3
+    assert prediction['inputs'] == texts()[i]
+    correct += best == i % 3
+  assert ranked.metrics == {'accuracy': pytest.approx(100 * correct / 7)}
+  assert (ranked.task, ranked.split) == ('toy', 'train')
+
+
+def test_batch_size_and_lengths_change_no_score(backbone, soft_prompt, task, ranked):
+  for batch_size, lengths in ((3, 'bucket'), (7, 'pad')):
+    other = evaluate(
+        backbone,
+        soft_prompt,
+        task,
+        batch_size=batch_size,
+        lengths=lengths,
+        feature_lengths={'inputs': 40, 'targets': 8},
+        progress=False,
+    )
+    assert other.metrics == ranked.metrics
+    for left, right in zip(other.predictions, ranked.predictions):
+      assert left['index'] == right['index']
+      np.testing.assert_allclose(
+          list(left['scores'].values()), list(right['scores'].values()), rtol=1e-4
+      )
+
+
+def test_an_evaluator_takes_the_parameters_of_the_moment_without_compiling_again(
+    backbone, soft_prompt, task
+):
+  evaluator = Evaluator(
+      backbone,
+      task,
+      batch_size=4,
+      feature_lengths={'inputs': 32, 'targets': 8},
+      num_virtual_tokens=5,
+      progress=False,
+  )
+  first = evaluator(soft_prompt, backbone.params, step=1)
+  compiled = ranking.score_choices._cache_size()
+  moved = jax.tree.map(lambda x: x + 1.0, soft_prompt)
+  second = evaluator(moved, backbone.params, step=2)
+  smaller = jax.tree.map(lambda x: 0.5 * x, backbone.params)
+  third = evaluator(soft_prompt, smaller)
+  assert ranking.score_choices._cache_size() == compiled
+  scores = [list(r.predictions[0]['scores'].values()) for r in (first, second, third)]
+  assert not np.allclose(scores[0], scores[1]) and not np.allclose(scores[0], scores[2])
+  assert (first.step, second.step, third.step) == (1, 2, None)
+
+
+def test_generation_is_scored_by_the_text_that_is_decoded(backbone, soft_prompt, task):
+  result = evaluate(
+      backbone, soft_prompt, task, batch_size=4, method='generate', progress=False
+  )
+  for i, prediction in enumerate(result.predictions):
+    text = prediction['prediction_text']
+    expected = CLASSES.index(text) if text in CLASSES else -1
+    assert prediction['prediction'] == expected
+    assert isinstance(prediction['score'], float) and prediction['score'] < 0
+  # A random model does not spell a class: nothing it says is right.
+  assert result.metrics == {'accuracy': 0.0}
+
+
+def test_a_task_without_classes_is_generated_and_scored_as_text(backbone):
+  examples = [{'inputs': text, 'targets': 'the sea'} for text in texts(3)]
+  task = TokenizedTask.from_examples(examples, backbone.vocabulary, name='text')
+  decoding = Decoding(strategy='sample', max_length=4, seed=3)
+  result = evaluate(
+      backbone, None, task, batch_size=4, decoding=decoding, progress=False
+  )
+  again = evaluate(
+      backbone, None, task, batch_size=2, decoding=decoding, progress=False
+  )
+  answers = [p['prediction_text'] for p in result.predictions]
+  assert answers == [p['prediction_text'] for p in again.predictions]
+  assert [p['target'] for p in result.predictions] == ['the sea'] * 3
+  assert result.metrics == {'accuracy': 0.0}
+
+
+def mean_log_probability(targets, scores):
+  """A metric over scores, told by the name of its argument as in seqio."""
+  assert len(targets) == len(scores)
+  return {'mean_log_probability': np.mean(scores)}
+
+
+def test_a_metric_over_scores_gets_the_log_probability_of_each_target(backbone):
+  examples = [{'inputs': t, 'targets': c} for t, c in zip(texts(3), CLASSES)]
+  task = TokenizedTask.from_examples(
+      examples,
+      backbone.vocabulary,
+      name='scored',
+      label_classes=CLASSES,
+      metric_fns=[mean_log_probability, metrics.accuracy],
+  )
+  task._live_functions = {
+      'metric_fns': [mean_log_probability, metrics.accuracy],
+      'postprocess_fn': task.postprocess_fn,
+  }
+  result = evaluate(backbone, None, task, batch_size=2, progress=False)
+  expected = [p['scores'][c] for p, c in zip(result.predictions, CLASSES)]
+  assert result.metrics['mean_log_probability'] == pytest.approx(
+      np.mean(expected), rel=1e-4
+  )
+  assert set(result.metrics) == {'mean_log_probability', 'accuracy'}
+
+
+def test_an_artifact_brings_its_lengths_and_placement(backbone, soft_prompt, task, tmp_path):
+  prompt = artifact.save_prompt(
+      tmp_path / 'p.safetensors',
+      soft_prompt,
+      backbone=backbone,
+      placement='suffix',
+      feature_lengths={'inputs': 24, 'targets': 8},
+      step=30,
+  )
+  result = evaluate(backbone, prompt, task, batch_size=4, progress=False)
+  by_hand = evaluate(
+      backbone,
+      soft_prompt,
+      task,
+      batch_size=4,
+      feature_lengths={'inputs': 24, 'targets': 8},
+      placement='suffix',
+      progress=False,
+  )
+  in_front = evaluate(backbone, soft_prompt, task, batch_size=4, progress=False)
+  assert result.predictions == by_hand.predictions
+  assert result.predictions != in_front.predictions
+  assert result.step == 30
+
+
+def test_several_tasks_give_a_result_each(backbone, task):
+  other = classification(backbone, count=2)
+  other.manifest['task'] = 'other'
+  results = evaluate(backbone, None, [task, other], batch_size=4, progress=False)
+  assert {name: len(r.predictions) for name, r in results.items()} == {
+      'toy': 7,
+      'other': 2,
+  }
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_results_are_written_once_for_each_step_and_split(tmp_path):
+  def write(step, accuracy, split='validation'):
+    predictions = [{'index': 0, 'prediction_text': f'{accuracy}'}]
+    evaluate_lib.write_result(
+        EvalResult('a/b', split, {'accuracy': accuracy}, predictions, step), tmp_path
+    )
+
+  path = tmp_path / 'inference_eval' / 'a_b-metrics.jsonl'
+  write(10, 50.0)
+  write(20, 60.0)
+  write(20, 61.0)
+  write(20, 62.0, split='test')
+  assert read(path) == [
+      {'step': 10, 'split': 'validation', 'accuracy': 50.0},
+      {'step': 20, 'split': 'validation', 'accuracy': 61.0},
+      {'step': 20, 'split': 'test', 'accuracy': 62.0},
+  ]
+  # A crash in mid-line costs that line and nothing else.
+  path.write_text(path.read_text()[:-9])
+  write(30, 70.0)
+  assert [record['step'] for record in read(path)] == [10, 20, 30]
+  assert read(tmp_path / 'inference_eval' / 'a_b-predictions.jsonl') == [
+      {'index': 0, 'prediction_text': '70.0'}
+  ]
+  assert not [name for name in os.listdir(path.parent) if name.endswith('.tmp')]
+
+
+def test_an_evaluator_writes_what_it_returns(backbone, task, tmp_path):
+  evaluator = Evaluator(
+      backbone, task, batch_size=4, output_dir=str(tmp_path), lengths='bucket', progress=False
+  )
+  result = evaluator(None, step=5)
+  folder = tmp_path / 'inference_eval'
+  assert read(folder / 'toy-predictions.jsonl') == result.predictions
+  assert read(folder / 'toy-metrics.jsonl') == [
+      {'step': 5, 'split': 'train', **result.metrics}
+  ]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed(
+    backbone, soft_prompt, task
+):
+  with pytest.raises(ValueError, match="No evaluation method 'rnak'"):
+    Evaluator(backbone, task, method='rnak')
+  evaluator = Evaluator(backbone, task, num_virtual_tokens=3, progress=False)
+  with pytest.raises(ValueError, match='hold 3 virtual tokens, but the prompt has 5'):
+    evaluator(soft_prompt)
+  with pytest.raises(ValueError, match='but the prompt has 0'):
+    evaluator(None)
+  with pytest.raises(ValueError, match='virtual_embeddings has shape'):
+    evaluate(backbone, Injection(np.zeros((5, 3))), task)
+  unlabelled = classification(backbone)
+  unlabelled.manifest['has_labels'] = False
+  with pytest.raises(ValueError, match='has no labels'):
+    evaluate(backbone, None, unlabelled)
+  foreign = classification(backbone)
+  foreign.manifest['vocabulary'] = {'fingerprint': 'f' * 64}
+  with pytest.raises(ValueError, match='toy, .* was tokenised with another vocabulary'):
+    evaluate(backbone, None, foreign)
+
+
+def test_a_result_prints_its_scores(ranked):
+  assert repr(ranked) == (
+      f'toy, train: accuracy {ranked.metrics["accuracy"]:.2f} (7 examples)'
+  )

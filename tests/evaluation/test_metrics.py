@@ -1,0 +1,140 @@
+"""Metrics against the recorded values of the t5 package, and their refusals."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from prompt_tuning_jax.evaluation import metrics
+
+# By the name under which the value was recorded.
+RECORDED_AS = {
+    'accuracy': metrics.accuracy,
+    'f1_score_with_invalid': metrics.f1_score_with_invalid,
+    'mean_multiclass_f1(3)': functools.partial(metrics.mean_multiclass_f1, num_classes=3),
+    'matthews*100': metrics.matthews_corrcoef,
+    'pearson': metrics.pearson_corrcoef,
+    'spearman': metrics.spearman_corrcoef,
+    'squad': metrics.squad,
+    'multirc_f1_over_all_answers': metrics.multirc_f1_over_all_answers,
+    'mean_group_metric(all_match)': metrics.mean_group_exact_match,
+    'deduplicate_metric(squad)': metrics.deduplicated_squad,
+    'rouge': metrics.rouge,
+}
+
+# The metrics of each recorded task.
+OF_TASK = {
+    'boolq': [metrics.accuracy],
+    'cb': [RECORDED_AS['mean_multiclass_f1(3)'], metrics.accuracy],
+    'copa': [metrics.accuracy],
+    'multirc': [metrics.multirc_f1_over_all_answers, metrics.mean_group_exact_match],
+    'record': [metrics.deduplicated_squad],
+    'rte': [metrics.accuracy],
+    'wic': [metrics.accuracy],
+    'wsc': [metrics.accuracy],
+}
+
+
+def test_every_recorded_call_gives_the_recorded_number(golden):
+  calls = json.loads((golden / 'tasks' / 'metric_functions.json').read_text())
+  assert {call['metric'] for call in calls} == set(RECORDED_AS)
+  for call in calls:
+    result = RECORDED_AS[call['metric']](call['targets'], call['predictions'])
+    assert result == pytest.approx(call['result'], rel=1e-12), call
+
+
+def test_every_recorded_task_gives_the_recorded_scores(golden):
+  lines = (golden / 'tasks' / 'metrics.jsonl').read_text().splitlines()
+  checked = 0
+  for record in map(json.loads, lines):
+    if not record['metrics'] or 'scores' in record:
+      continue
+    task = record['task'].partition('super_glue_')[2].partition('_')[0]
+    predictions = [
+        p['prediction'] if isinstance(p, dict) and 'prediction' in p else p
+        for p in record['predictions_post']
+    ]
+    found = {}
+    for metric in OF_TASK[task]:
+      found |= metric(record['targets_post'], predictions)
+    assert found == pytest.approx(record['metrics'], rel=1e-12), record
+    checked += 1
+  assert checked == 130
+
+
+def test_recorded_rank_classification_gives_the_recorded_accuracy(golden):
+  lines = (golden / 'tasks' / 'metrics.jsonl').read_text().splitlines()
+  records = [r for r in map(json.loads, lines) if 'scores' in r]
+  assert len(records) == 4
+  for record in records:
+    kwargs = {}
+    if 'normed' in record['metric']:
+      kwargs = dict(normalize_by_target_length=True, prefix='normed')
+    found = metrics.rank_classification(
+        record['targets_post'], record['scores'], **kwargs
+    )
+    assert found == pytest.approx(record['metrics'])
+
+
+def test_rank_classification_takes_the_best_choice_whatever_the_order():
+  targets = [
+      ((1, 1), True, 1.0, 2),
+      ((0, 0), True, 1.0, 4),
+      ((1, 0), False, 1.0, 2),
+      ((0, 1), False, 1.0, 1),
+  ]
+  assert metrics.rank_classification(targets, [-1.0, -3.0, -2.0, -2.0]) == {'accuracy': 50}
+  # Per token the first example's right choice scores -0.75 against -2.
+  normed = metrics.rank_classification(
+      targets, [-1.0, -3.0, -2.0, -2.0], normalize_by_target_length=True
+  )
+  assert normed == {'accuracy': 100}
+
+
+def test_rank_classification_gives_ties_to_the_lower_choice_and_weighs_examples():
+  targets = [((0, 0), False, 3.0, 1), ((0, 1), True, 3.0, 1), ((1, 0), True, 1.0, 1)]
+  assert metrics.rank_classification(targets, [-1.0, -1.0, -5.0]) == {'accuracy': 25.0}
+
+
+def test_matthews_of_random_guesses_equals_pearson_for_two_classes():
+  rng = np.random.default_rng(0)
+  targets, predictions = rng.integers(0, 2, (2, 200))
+  assert metrics.matthews_corrcoef(targets, predictions)['matthews_corrcoef'] == (
+      pytest.approx(metrics.pearson_corrcoef(targets, predictions)['pearson_corrcoef'])
+  )
+
+
+def test_correlations_of_a_constant_are_not_a_number():
+  assert np.isnan(metrics.pearson_corrcoef([1.0, 1.0], [1.0, 2.0])['pearson_corrcoef'])
+  assert metrics.matthews_corrcoef([1, 1], [0, 1]) == {'matthews_corrcoef': 0.0}
+
+
+def test_spearman_sees_only_the_order():
+  x = [0.1, 3.0, 2.0, 9.0]
+  assert metrics.spearman_corrcoef(x, np.exp(x))['spearman_corrcoef'] == pytest.approx(100)
+
+
+def test_sequences_must_match_in_every_element():
+  assert metrics.sequence_accuracy([[1, 2], [3]], [[1, 2], [3, 4]]) == {
+      'sequence_accuracy': 50.0
+  }
+
+
+@pytest.mark.parametrize('name', sorted(RECORDED_AS))
+def test_a_metric_over_nothing_is_refused(name):
+  with pytest.raises(ValueError, match='over no examples means nothing'):
+    RECORDED_AS[name]([], [])
+
+
+def test_a_split_without_labels_is_refused():
+  with pytest.raises(ValueError, match='All 3 targets are -1'):
+    metrics.accuracy([-1, -1, -1], [0, 1, 0])
+  unlabelled = [{'value': -1, 'group': 0}, {'value': -1, 'group': 1}]
+  with pytest.raises(ValueError, match='All 2 targets are -1'):
+    metrics.mean_group_exact_match(unlabelled, [{'value': 1}, {'value': 1}])
+
+
+def test_unequal_numbers_of_targets_and_predictions_are_refused():
+  with pytest.raises(ValueError, match='2 targets and 1 predictions'):
+    metrics.accuracy([0, 1], [0])

@@ -1,0 +1,77 @@
+"""Every gin file of the library can be read, and every recipe says what it is worth."""
+
+from __future__ import annotations
+
+import re
+
+import gin
+import pytest
+
+from prompt_tuning_jax import cli, config
+
+RECIPES = config.packaged_files('recipes')
+FILES = [name for name in config.packaged_files() if not name.startswith('runs/')]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  yield
+  gin.clear_config()
+
+
+def test_there_are_recipes_models_methods_and_initializers():
+  folders = {name.split('/')[0] for name in FILES}
+  assert folders == {'recipes', 'models', 'methods', 'initializers'}
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_opens_with_its_command_its_cost_and_its_score(recipe):
+  text = (config.gin_folder() / recipe).read_text()
+  header = text[: re.search(r'^[^#]', text, re.MULTILINE).start()]
+  name = recipe.removeprefix('recipes/').removesuffix('.gin')
+  assert f'--gin_file={name}' in header
+  assert 'Cost:' in header and 'Score to expect:' in header
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_path, capsys):
+  status = cli.main(
+      ['train', f'--gin_file={recipe}', f'--gin.MODEL_DIR={tmp_path}/run', '--dry_run']
+  )
+  printed, errors = capsys.readouterr()
+  assert status == 0, errors
+  assert errors == ''
+  assert 'no weights are loaded' in printed
+  assert 'train.task = %MIXTURE_OR_TASK_NAME' in printed
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_may_come_before_or_after_the_defaults(name):
+  values = [
+      'MODEL_DIR=/tmp/run',
+      'MIXTURE_OR_TASK_NAME=task',
+      "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
+      'INITIAL_CHECKPOINT_PATH=somewhere',
+      'PROMPT_FILE=prompt.npy',
+      'PROMPT_TEXT=what is it',
+      "CLASS_LABELS=['yes', 'no']",
+  ]
+  texts = []
+  for files in ([name, 'runs/train.gin'], ['runs/train.gin', name]):
+    texts.append(config.parse('train', files, values).full())
+  assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    'command', ['train', 'evaluate', 'infer', 'export', 'pretrain', 'adapt']
+)
+def test_every_command_has_defaults_and_asks_for_what_has_none(command):
+  with pytest.raises(config.ConfigError) as error:
+    config.parse(command)
+  needed = re.findall(r'^  ([A-Z_]+):', str(error.value), re.MULTILINE)
+  header = (config.gin_folder() / 'runs' / f'{command}.gin').read_text().split('include')[0]
+  for name in needed:
+    spoken = 'INITIAL_CHECKPOINT_PATH|models|model|recipe' if 'CHECKPOINT' in name else name
+    assert re.search(spoken, header), f'{name} is needed, but runs/{command}.gin does not say so'
