@@ -141,16 +141,15 @@ def _main(argv: list[str]) -> int:
         f'prompt-tuning: no command {name!r}.{hint} Commands: {", ".join(_COMMANDS)}.'
     )
   parser = _make_parser(name)
-  options, unknown = parser.parse_known_args(rest)
-  bindings = _take_bindings(parser, unknown)
+  bindings, others = _take_bindings(rest)
+  options = _parse(parser, others)
   if name == 'demo':
-    from prompt_tuning_jax.zoo import demo
+    from prompt_tuning_jax import demo
 
     demo.demo()
     return 0
   if options.tfds_data_dir:
     bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')
-  _join_processes(options)
   created_by = shlex.join(['prompt-tuning', *argv])
   _run_configured(name, options, bindings, created_by)
   return 0
@@ -167,6 +166,9 @@ def _make_parser(name: str) -> _Parser:
   )
   parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
   if not command.uses_gin:
+    parser.add_argument(
+        '--model_dir', metavar='DIR', help='folder of the run; a temporary one by default'
+    )
     return parser
   if name == 'infer':
     parser.add_argument('texts', nargs='*', metavar='TEXT', help='texts to answer')
@@ -202,23 +204,34 @@ def _make_parser(name: str) -> _Parser:
   return parser
 
 
-def _take_bindings(parser: _Parser, unknown: Sequence[str]) -> list[str]:
-  """The gin bindings among the flags that argparse does not know; others are errors."""
-  bindings = []
-  rest = list(unknown)
+def _take_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Splits gin's bindings, which argparse cannot know, from the other arguments."""
+  bindings, others = [], []
+  rest = list(argv)
   while rest:
-    flag = rest.pop(0)
-    if flag.startswith('--gin.'):
-      binding = flag.removeprefix('--gin.')
+    argument = rest.pop(0)
+    if argument == '--':
+      others += [argument, *rest]
+      break
+    if argument.startswith('--gin.'):
+      binding = argument.removeprefix('--gin.')
       if '=' not in binding and rest and not rest[0].startswith('--'):
         binding += '=' + rest.pop(0)
       bindings.append(binding)
-      continue
-    known = [option for action in parser._actions for option in action.option_strings]
-    near = difflib.get_close_matches(flag.split('=')[0], known, n=1)
+    else:
+      others.append(argument)
+  return bindings, others
+
+
+def _parse(parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:
+  """Parses flags and texts in any order; an unknown flag is answered with the nearest."""
+  options, unknown = parser.parse_known_intermixed_args(argv)
+  if unknown:
+    known = re.findall(r'--\w+', parser.format_usage())
+    near = difflib.get_close_matches(unknown[0].split('=')[0], known, n=1)
     hint = f' Did you mean {near[0]}?' if near else ''
-    parser.error(f'unknown argument {flag!r}.{hint}')
-  return bindings
+    parser.error(f'unknown argument {unknown[0]!r}.{hint}')
+  return options
 
 
 def _join_processes(options: argparse.Namespace) -> None:
@@ -247,21 +260,22 @@ def _run_configured(
     name: str, options: argparse.Namespace, bindings: Sequence[str], created_by: str
 ) -> None:
   """Builds a command's arguments with gin and calls its function with them."""
-  from prompt_tuning_jax import commands
+  from prompt_tuning_jax import building, commands
 
   paths = [path for path in options.gin_search_paths.split(',') if path]
   parsed = config.parse(name, options.gin_file, bindings, paths)
   for note in parsed.notes:
     print(f'prompt-tuning: note: {note}', file=sys.stderr)
   function = registry.command_function(name)
-  with commands.dry_run() if options.dry_run else contextlib.nullcontext():
+  _join_processes(options)  # Before anything asks JAX for a device.
+  with building.dry_run() if options.dry_run else contextlib.nullcontext():
     kwargs = parsed.kwargs()
   if _accepts(function, 'created_by'):
     kwargs.setdefault('created_by', created_by)
   if name == 'infer':
     kwargs['texts'] = options.texts or _texts_from_input(options)
   if options.dry_run:
-    commands.describe(name, function, kwargs)
+    commands.describe(name, kwargs)
     print(f'\n{parsed.operative()}')
     return
   model_dir = kwargs.get('model_dir')

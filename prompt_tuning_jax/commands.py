@@ -1,7 +1,4 @@
-"""What the commands do beyond one call of the library, in plain Python.
-
-`registry.py` offers these functions to gin under their own names, `cli.py` calls them.
-"""
+"""What `evaluate` and `infer` do between files and the library, and what commands print."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,302 +14,15 @@ import jax
 
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.backbones.t5 import T5, T5Config
-from prompt_tuning_jax.checkpoints import load, native
+from prompt_tuning_jax.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.pretraining import Component
-from prompt_tuning_jax.data.tokenized_task import TokenizedTask
-from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import EvalResult
+from prompt_tuning_jax.export import restore_run
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.state_saving import Saved, StateSaver
-from prompt_tuning_jax.training.step import TrainState
-from prompt_tuning_jax.typing import Injection, PyTree
-
-# In a dry run weights may be missing where the sizes are known, and texts stay unread.
-_dry_run = False
-
-
-@contextlib.contextmanager
-def dry_run() -> Iterator[None]:
-  """In this context gin's objects are built as far as nothing large is read."""
-  global _dry_run
-  _dry_run = True
-  try:
-    yield
-  finally:
-    _dry_run = False
-
-
-def load_backbone(
-    where: str | os.PathLike[str],
-    *,
-    config: T5Config | None = None,
-    dtype: str = 'float32',
-    max_distance: int | None = None,
-    vocabulary: Vocabulary | str | None = None,
-    remat: str = 'none',
-) -> Backbone:
-  """`checkpoints.load.load_backbone` for gin files that also state the model's sizes.
-
-  Args:
-    config: the sizes that the model must have; None for whatever it has.
-
-  Raises:
-    ValueError: if the model at `where` has other sizes than `config`; else as
-      `checkpoints.load.load_backbone`.
-  """
-  try:
-    backbone = load.load_backbone(
-        where, dtype=dtype, max_distance=max_distance, vocabulary=vocabulary, remat=remat
-    )
-  except (FileNotFoundError, ValueError):
-    if not _dry_run or config is None or os.path.exists(where):
-      raise
-    return _absent(os.fspath(where), config)
-  if config is not None and backbone.spec != T5(config).spec:
-    raise ValueError(
-        f'{where} holds a model of other sizes ({backbone.spec}) than MODEL_CONFIG says '
-        f'({T5(config).spec}). Name the file of gin/models/ that belongs to it, or set '
-        'MODEL_CONFIG=None.'
-    )
-  return backbone
-
-
-def _absent(where: str, config: T5Config) -> Backbone:
-  def load_params():
-    raise FileNotFoundError(f'{where} is not on this machine.')
-
-  name = '/'.join(where.rstrip('/').split('/')[-2:])
-  return Backbone(
-      name, T5(config), None, load_params, source=f'{where} (not on this machine)'
-  )
-
-
-def vocabulary_of(backbone: Backbone) -> Vocabulary:
-  """The vocabulary a backbone was trained with.
-
-  Raises:
-    ValueError: if it has none.
-  """
-  if backbone.vocabulary is None and not _dry_run:
-    raise ValueError(
-        f'{backbone.name} has no vocabulary beside its weights; set VOCABULARY to the '
-        'SentencePiece model it was trained with.'
-    )
-  return backbone.vocabulary
-
-
-def text_files(
-    paths: str | Sequence[str],
-    vocabulary: Vocabulary,
-    *,
-    name: str | None = None,
-    split: str = 'train',
-    cache_dir: str | None = None,
-) -> TokenizedTask | tuple[str, ...]:
-  """`TokenizedTask.from_text_files`; in a dry run the paths, once they are known to exist."""
-  if _dry_run:
-    return _existing(paths)
-  return TokenizedTask.from_text_files(
-      paths, vocabulary, name=name, split=split, cache_dir=cache_dir
-  )
-
-
-def jsonl_pairs(
-    path: str,
-    vocabulary: Vocabulary,
-    *,
-    name: str | None = None,
-    split: str = 'train',
-    cache_dir: str | None = None,
-) -> TokenizedTask | tuple[str, ...]:
-  """`TokenizedTask.from_jsonl`; in a dry run the path, once it is known to exist."""
-  if _dry_run:
-    return _existing(path)
-  return TokenizedTask.from_jsonl(
-      path, vocabulary, name=name, split=split, cache_dir=cache_dir
-  )
-
-
-def _existing(paths: str | Sequence[str]) -> tuple[str, ...]:
-  paths = (paths,) if isinstance(paths, str) else tuple(paths)
-  for path in paths:
-    if not os.path.isfile(path):
-      raise FileNotFoundError(f'No text file {path}.')
-  return paths
-
-
-def steps_after(total: int, start: int) -> int:
-  """Steps of a run that ends at `total`, counted T5X's way from pretraining's start.
-
-  Raises:
-    ValueError: if `total` is not beyond `start`.
-  """
-  if total <= start:
-    raise ValueError(
-        f'TRAIN_STEPS={total:,} is not beyond PRETRAINED_STEPS={start:,}: in T5X it counts '
-        f'the pretraining too. For n steps set TRAIN_STEPS={start:,} + n, or set '
-        'TRAIN_STEPS_RELATIVE=n instead.'
-    )
-  return total - start
-
-
-@dataclasses.dataclass(frozen=True)
-class RestoredRun:
-  """What inference needs of a run's saved state.
-
-  Attributes:
-    saved: which state it is.
-    injection: the folded prompt, None where the run tuned the model alone.
-    params: the backbone's weights, tuned or as they were.
-    tuned_backbone: whether the run changed them.
-    description: what the run wrote of itself (task, placement, lengths, …).
-  """
-
-  saved: Saved
-  injection: Injection | None
-  params: PyTree
-  tuned_backbone: bool
-  description: Mapping[str, Any]
-
-
-def restore_run(
-    path: str | os.PathLike[str],
-    backbone: Backbone,
-    method: nn.Module | None,
-    trainable: Any,
-    *,
-    best_metric: str | None = None,
-    best_mode: str = 'max',
-) -> RestoredRun:
-  """Reads a state that `train` saved.
-
-  Args:
-    path: a run's folder (the best state by `best_metric`, else the newest), or one
-      `checkpoint_<step>` in it.
-    backbone: the backbone the run started from.
-    method: the run's prompt method.
-    trainable: the run's optimiser or labelling, which shapes its state.
-    best_metric: metric of the best state.
-    best_mode: 'max' or 'min'.
-
-  Raises:
-    FileNotFoundError: if nothing was saved there.
-    ValueError: if the state is not of this method and backbone, or is damaged.
-  """
-  path = os.path.abspath(path)
-  folder, name = os.path.split(path)
-  is_step = name.startswith('checkpoint_')
-  saver = StateSaver(
-      folder if is_step else path, best_metric=best_metric, best_mode=best_mode
-  )
-  states = [s for s in saver.all() if not is_step or s.path == path]
-  if not states:
-    raise FileNotFoundError(
-        f'CHECKPOINT_PATH {path} holds no saved state. Name the MODEL_DIR of a run, or a '
-        'checkpoint_<step> in it.'
-    )
-  saved = states[0] if is_step else (saver.best() or states[-1])
-  description = saver.description(saved)
-  fingerprint = description.get('backbone_fingerprint')
-  if fingerprint and fingerprint != backbone.fingerprint:
-    raise ValueError(
-        f'{saved.path} was trained with {description.get("backbone")} (weights '
-        f'{fingerprint[:12]}…), but this is {backbone.name} (weights '
-        f'{backbone.fingerprint[:12]}…). Name the backbone the run started from.'
-    )
-  params: dict[str, PyTree] = {'backbone': backbone.params}
-  if method is not None:
-    params['prompt'] = jax.eval_shape(
-        lambda key: method.init(key, backbone.spec)['params'], jax.random.key(0)
-    )
-  subject = 'backbone' if method is None else 'prompt'
-  labelling = trainable if isinstance(trainable, Mapping) else {subject: trainable}
-  trained, frozen = trainable_lib.split(params, labelling)
-  tx = trainable_lib.make_optimizer(labelling, trained)
-  template = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trained)
-  state, _ = saver.restore(template, saved)
-  params = trainable_lib.merge(state.trainable, frozen)
-  injection = None
-  if method is not None:
-    injection = method.apply({'params': params['prompt']}, backbone.spec)
-  return RestoredRun(
-      saved=saved,
-      injection=injection,
-      params=params['backbone'],
-      tuned_backbone='backbone' in state.trainable,
-      description=description,
-  )
-
-
-def export(
-    *,
-    backbone: Backbone,
-    checkpoint_path: str,
-    output: str,
-    method: nn.Module | None,
-    trainable: Any,
-    best_metric: str | None = None,
-    best_mode: str = 'max',
-    created_by: str = 'prompt_tuning_jax.export',
-) -> str:
-  """Writes a saved state of a run as what users keep: an artifact, or a backbone's folder.
-
-  Args:
-    backbone: the backbone the run started from.
-    checkpoint_path: a run's folder or one `checkpoint_<step>` in it.
-    output: where to write: a file for a prompt, a folder where the model was tuned.
-    method: the run's prompt method; None for a run that tuned the model.
-    trainable: the run's optimiser or labelling.
-    best_metric: metric by which a run's best state is chosen.
-    best_mode: 'max' or 'min'.
-    created_by: the command, for the manifest.
-
-  Returns:
-    `output`.
-  """
-  run = restore_run(
-      checkpoint_path,
-      backbone,
-      method,
-      trainable,
-      best_metric=best_metric,
-      best_mode=best_mode,
-  )
-  about = run.description
-  if run.injection is None:
-    native.save_backbone(
-        output,
-        backbone.module.config,
-        run.params,
-        backbone.vocabulary,
-        dtype='float32',
-        metadata={**about, 'step': run.saved.step, 'metrics': run.saved.metrics},
-    )
-    return output
-  if run.tuned_backbone:
-    raise ValueError(
-        f'{run.saved.path} tuned the backbone together with the prompt; an artifact holds '
-        'only a prompt, which is worth nothing without those weights.'
-    )
-  artifact.save_prompt(
-      output,
-      run.injection,
-      backbone=backbone,
-      method=type(method).__name__,
-      num_virtual_tokens=method.num_virtual_tokens,
-      placement=about['placement'],
-      task=about['task'],
-      feature_lengths=about['feature_lengths'],
-      metrics=run.saved.metrics,
-      step=run.saved.step,
-      created_by=created_by,
-  )
-  return output
 
 
 def evaluate(
@@ -492,7 +202,7 @@ def kept_config(model_dir: str, text: str) -> Iterator[None]:
   write()
 
 
-def describe(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+def describe(name: str, kwargs: Mapping[str, Any]) -> None:
   """Prints what a command would do, for --dry_run."""
   print(f'{name}: dry run, no weights are loaded')
   for key, value in kwargs.items():

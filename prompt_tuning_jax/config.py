@@ -45,7 +45,7 @@ class ConfigError(ValueError):
 
 def gin_folder() -> Path:
   """The library's gin files: `gin/` of a checkout, or those installed with it."""
-  package = Path(__file__).parent
+  package = Path(__file__).resolve().parent
   installed = package / 'gin_configs'
   return installed if installed.is_dir() else package.parent / 'gin'
 
@@ -81,7 +81,7 @@ class Config:
       ValueError, OSError: whatever building the objects finds wrong.
     """
     target = registry.command_function(self.command)
-    with gin_errors():
+    with _gin_errors(_BUILDING_ERRORS):
       values = gin.get_configurable(self.command)()
     missing = [
         name
@@ -112,8 +112,6 @@ def parse(
     files: Sequence[str] = (),
     bindings: Sequence[str] = (),
     search_paths: Sequence[str] = (),
-    *,
-    optional: Iterable[str] = (),
 ) -> Config:
   """Reads the defaults of a command, then gin files, then bindings from flags.
 
@@ -124,7 +122,6 @@ def parse(
     files: gin files or recipes; folder and ending may be left out ('demo').
     bindings: 'NAME=VALUE' or 'scope/function.parameter=VALUE'.
     search_paths: folders in which files are looked for as well.
-    optional: macros that may stay without a value in this call.
 
   Raises:
     ConfigError: on an unknown file, name or macro, a value that cannot be read, or a
@@ -136,15 +133,14 @@ def parse(
     )
   gin.clear_config()
   registry.register()
-  defaults = f'runs/{command}.gin'
-  with _reading(search_paths) as reader, gin_errors():
-    reader.parse(defaults)
+  with _reading(search_paths) as reader, _gin_errors(_READING_ERRORS):
+    reader.parse(gin_folder() / 'runs' / f'{command}.gin')
     for name in files:
-      reader.parse(name)
+      reader.parse(reader.find(name))
     in_files = _set_macros()
     from_flags = [_parse_binding(binding) for binding in bindings]
   flags = [name for name in from_flags if name is not None]
-  reached = _check_macros(command, set(optional))
+  reached = _check_macros(command)
   _check_names(flags, in_files, reached)
   notes = tuple(
       f'{name} is set, but nothing in this run uses it.'
@@ -154,8 +150,13 @@ def parse(
   return Config(command, tuple(reader.read), notes)
 
 
+# What gin raises while it reads a file, and while it builds what files describe.
+_READING_ERRORS = (ValueError, KeyError, TypeError, ImportError, NameError, AttributeError)
+_BUILDING_ERRORS = (ValueError, TypeError)
+
+
 @contextlib.contextmanager
-def gin_errors() -> Iterator[None]:
+def _gin_errors(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
   """Turns gin's errors into ours: the nearest names added, no function addresses."""
   try:
     yield
@@ -167,7 +168,7 @@ def gin_errors() -> Iterator[None]:
         f'Cannot read {where}: {(error.text or "").strip()}\n{error.msg}\nA value is a '
         "Python literal, @function() or %MACRO; texts need quotes: NAME = 'text'."
     ) from error
-  except (ValueError, KeyError, TypeError) as error:
+  except kinds as error:
     message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
     message = without_gin_calls(str(message))
     raise ConfigError(message + _nearest_name(message)) from error
@@ -194,28 +195,36 @@ class _Reader:
         raise ConfigError(f'--gin_search_paths: {folder} is not a folder.')
     self.read: list[str] = []
 
-  def parse(self, name: str) -> None:
+  def parse(self, path: Path) -> None:
     """Parses a file and those of its includes that were not read before.
 
     A file that was only included so far is read again, for the user may mean it to win;
     the defaults of the command, always the first, are not.
     """
-    path = self.find(name)
     if str(path) in self.read[1:]:
       self.read.remove(str(path))
     gin.parse_config_file(_SCHEME + str(path))
 
-  def find(self, name: str, beside: Path | None = None) -> Path:
-    """The file that is meant: as named, or without folder or ending."""
-    folders = [beside, *self.folders] if beside else self.folders
-    names = [name] if name.endswith('.gin') else [name, name + '.gin']
+  def find(self, name: str, within: Path | None = None) -> Path:
+    """The file that is meant: as named, or without folder or ending.
+
+    Args:
+      name: what the user wrote, or an include in the file `within`. The library's own
+        files include each other and never a file that happens to lie in the working
+        folder: it would be code that nobody asked for.
+    """
+    folders = self.folders
+    if within is not None:
+      ours = within.is_relative_to(gin_folder())
+      folders = [gin_folder()] if ours else [within.parent, *folders]
+    names = [name] if name.endswith('.gin') else [name + '.gin', name]
     for folder in folders:
       for candidate in names:
         if (path := folder / Path(candidate).expanduser()).is_file():
           return path.resolve()
     if '/' not in name:
       for folder in self.folders[1:]:
-        found = sorted(folder.glob(f'*/{names[-1]}'))
+        found = sorted(folder.glob(f'*/{names[0]}'))
         if len(found) > 1:
           raise ConfigError(
               f'{name!r} may be {" or ".join(map(str, found))}: name the folder too.'
@@ -231,7 +240,7 @@ class _Reader:
       self.read.append(str(path))
       text = _INCLUDE.sub(
           lambda match: f'{match[1]}{match[2]}{_SCHEME}'
-          f'{self.find(match[3], beside=path.parent)}{match[2]}',
+          f'{self.find(match[3], within=path)}{match[2]}',
           path.read_text(encoding='utf-8'),
       )
     stream = io.StringIO(text)
@@ -322,7 +331,7 @@ def _set_macros() -> set[str]:
   return {match[1] for match in names if match}
 
 
-def _check_macros(command: str, optional: set[str]) -> set[str]:
+def _check_macros(command: str) -> set[str]:
   """Walks all that the command will read and returns the macros in it.
 
   Raises:
@@ -353,8 +362,7 @@ def _check_macros(command: str, optional: set[str]) -> set[str]:
         with gin.config_scope(value.scopes):
           bound = gin.get_bindings('gin.macro', resolve_references=False)
         if 'value' not in bound or repr(bound['value']) == '%gin.REQUIRED':
-          if macro not in optional:
-            missing[macro] = None
+          missing[macro] = None
         else:
           visit(bound['value'], value.scopes)
       else:

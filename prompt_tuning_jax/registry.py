@@ -126,7 +126,7 @@ RETIRED = {
 
 # Function by its name in gin, as module:attribute; imported when a command needs gin.
 _FUNCTIONS: Mapping[str, str] = {
-    'load_backbone': 'commands:load_backbone',
+    'load_backbone': 'building:load_backbone',
     'T5Config': 'backbones.t5:T5Config',
     'Vocabulary': 'data.vocabulary:Vocabulary',
     'SoftPrompt': 'methods.soft_prompt:SoftPrompt',
@@ -142,12 +142,12 @@ _FUNCTIONS: Mapping[str, str] = {
     'warmup_linear': 'training.optimizers:warmup_linear',
     'warmup_rsqrt': 'training.optimizers:warmup_rsqrt',
     'LossConfig': 'training.losses:LossConfig',
-    'vocabulary_of': 'commands:vocabulary_of',
-    'steps_after': 'commands:steps_after',
+    'vocabulary_of': 'building:vocabulary_of',
+    'steps_after': 'building:steps_after',
     'Decoding': 'evaluation.decoding:Decoding',
     'Component': 'data.pretraining:Component',
-    'text_files': 'commands:text_files',
-    'jsonl_pairs': 'commands:jsonl_pairs',
+    'text_files': 'building:text_files',
+    'jsonl_pairs': 'building:jsonl_pairs',
     'load_task': 'data.cache:load_task',
 }
 
@@ -158,7 +158,7 @@ _COMMANDS: Mapping[str, str] = {
     'adapt': 'training.pretrain:pretrain',
     'evaluate': 'commands:evaluate',
     'infer': 'commands:infer',
-    'export': 'commands:export',
+    'export': 'export:export',
 }
 
 # The functions known to gin, by name, once `register` was called.

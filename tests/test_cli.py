@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import warnings
 
 import gin
 import jax
+import numpy as np
 import pytest
 
 import prompt_tuning_jax
 from prompt_tuning_jax import cli, commands, registry
+from prompt_tuning_jax.artifact import load_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.training.loop import Interrupted
 from tests import saved_backbone
+
+
+_NEEDED = [
+    '--gin.INITIAL_CHECKPOINT_PATH=somewhere',
+    '--gin.MODEL_DIR=run',
+    '--gin.MIXTURE_OR_TASK_NAME=demo_gloss_category',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}",
+]
 
 
 @pytest.fixture(scope='module')
@@ -42,10 +55,9 @@ def run(capsys):
 def train_flags(backbone_dir, tmp_path):
   return [
       'train',
+      *_NEEDED,
       f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}',
       f'--gin.MODEL_DIR={tmp_path}/run',
-      '--gin.MIXTURE_OR_TASK_NAME=demo_gloss_category',
-      "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}",
   ]
 
 
@@ -93,7 +105,7 @@ def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
         (['train', '--gin_files=x'], 'Did you mean --gin_file?'),
         (['train', '--gin_file=demmo'], 'Did you mean recipes/demo.gin?'),
         (['train', 'demo'], "unknown argument 'demo'"),
-        (['train', '--process_count=2'], '--coordinator_address, --process_index missing'),
+        (['train', *_NEEDED, '--process_count=2'], '--coordinator_address, --process_index'),
         (['train', '--process_count=two'], 'invalid int value'),
         (['train'], 'MODEL_DIR: folder of the run'),
     ],
@@ -196,14 +208,21 @@ def test_a_flag_without_effect_is_noted_and_a_warning_is_one_line(
   ]
 
 
-def test_processes_are_joined_before_anything_else(run, monkeypatch):
+def test_processes_are_joined_once_the_flags_are_known_to_be_right(
+    run, train_flags, replaced, monkeypatch
+):
   seen = []
   monkeypatch.setattr(jax.distributed, 'initialize', lambda *args: seen.append(args))
-  status, _, _ = run(
-      'train', '--coordinator_address=here:1', '--process_count=2', '--process_index=1'
-  )
-  assert status == 2, 'nothing was configured'
-  assert seen == [('here:1', 2, 1)]
+
+  def train(*, model_dir, **others):
+    seen.append('train')
+
+  replaced(train)
+  flags = ['--coordinator_address=here:1', '--process_count=2', '--process_index=1']
+  run(*train_flags, *flags, '--gin.PROMT_LENGTH=1')
+  assert seen == []
+  run(*train_flags, *flags)
+  assert seen == [('here:1', 2, 1), 'train']
 
 
 # The configuration in the folder of a run.
@@ -275,3 +294,116 @@ def test_a_dry_run_of_pretraining_reads_no_text_but_knows_that_it_is_there(run, 
   assert status == 0, errors
   assert 'text: span_corruption of text.txt' in printed
   assert not (tmp_path / 'cache').exists()
+
+
+# From end to end.
+
+
+@pytest.mark.slow
+def test_a_prompt_is_trained_resumed_evaluated_used_and_exported(
+    run, backbone_dir, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
+  model = [
+      '--gin_file=demo',
+      f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}',
+      '--gin.PROMPT_LENGTH=3',
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 4}",
+  ]
+  training = [
+      f'--gin.MODEL_DIR={tmp_path}/run',
+      '--gin.TRAIN_STEPS_RELATIVE=3',
+      '--gin.BATCH_SIZE=4',
+  ]
+  status, trained, errors = run('train', *model, *training)
+  assert status == 0, errors
+  assert trained.startswith(f'{tmp_path}/run/prompt.safetensors, step 3, accuracy ')
+  accuracy = trained.split()[-1]
+
+  # The configuration it kept is the run's: with it the run has nothing left to do.
+  status, again, errors = run('train', f'--gin_file={tmp_path}/run/config.gin')
+  assert (status, again) == (0, trained), errors
+  # With another the folder is refused.
+  status, _, errors = run('train', *model, *training, '--gin.RANDOM_SEED=1')
+  assert status == 2
+  assert 'random_seed' in errors
+  assert 'RANDOM_SEED = 0' in (tmp_path / 'run' / 'config.gin').read_text()
+
+  prompt_file = f'--gin.PROMPT_FILE={tmp_path}/run/prompt.safetensors'
+  checkpoint = f'--gin.CHECKPOINT_PATH={tmp_path}/run'
+  for what in (prompt_file, checkpoint, f'{checkpoint}/checkpoint_3'):
+    status, printed, errors = run('evaluate', *model, what)
+    assert status == 0, errors
+    assert f'demo_gloss_category, validation: accuracy {accuracy} (' in printed
+  status, _, errors = run('evaluate', *model, prompt_file, checkpoint)
+  assert status == 2
+  assert 'both set' in errors
+
+  status, printed, errors = run(
+      'infer', *model, prompt_file, 'definition: a dog', f'--gin.INFER_OUTPUT_DIR={tmp_path}'
+  )
+  assert status == 0, errors
+  label, *scores = printed.strip().split('\t')
+  assert scores[0].startswith(label) and len(scores) == 8
+  (answer,) = map(json.loads, (tmp_path / 'inferences.jsonl').read_text().splitlines())
+  assert answer['prediction'] == label == max(answer['scores'], key=answer['scores'].get)
+
+  exported = tmp_path / 'exported.safetensors'
+  status, printed, errors = run(
+      'export', *model, checkpoint, f'--gin.PROMPT_FILE={exported}'
+  )
+  assert (status, printed) == (0, f'{exported}\n'), errors
+  mine, theirs = load_prompt(exported), load_prompt(f'{tmp_path}/run/prompt.safetensors')
+  np.testing.assert_array_equal(
+      mine.injection.virtual_embeddings, theirs.injection.virtual_embeddings
+  )
+  assert dataclasses.replace(mine.manifest, created_by='') == dataclasses.replace(
+      theirs.manifest, created_by=''
+  )
+
+
+@pytest.mark.slow
+def test_a_backbone_is_pretrained_and_adapted(run, tmp_path):
+  (tmp_path / 'text.txt').write_text('a few words about animals and plants\n' * 200)
+  (tmp_path / 'sizes.gin').write_text(
+      'MODEL_CONFIG = @T5Config()\nT5Config.vocab_size = 4224\nT5Config.d_model = 16\n'
+      'T5Config.num_heads = 2\nT5Config.d_kv = 8\nT5Config.d_ff = 32\n'
+      'T5Config.num_encoder_layers = 1\nT5Config.num_decoder_layers = 1\n'
+  )
+  shared = [
+      "--gin.TEXT_FILES=['text.txt']",
+      f'--gin.CACHE_DIR={tmp_path}/cache',
+      '--gin.TRAIN_STEPS_RELATIVE=2',
+      '--gin.BATCH_SIZE=2',
+      '--gin.INPUT_LENGTH=16',
+  ]
+  vocabulary = f'--gin.VOCABULARY={saved_backbone.VOCABULARY}'
+  status, printed, errors = run(
+      'pretrain', '--gin_file=sizes', '--gin.MODEL_DIR=first', vocabulary, *shared
+  )
+  assert (status, printed) == (0, 'first/backbone\n'), errors
+  status, printed, errors = run(
+      'adapt',
+      '--gin.MODEL_DIR=second',
+      '--gin.INITIAL_CHECKPOINT_PATH=first/backbone',
+      '--gin.TARGET_LENGTH=16',
+      *shared,
+  )
+  assert (status, printed) == (0, 'second/backbone\n'), errors
+  first, second = (load_backbone(f'{name}/backbone') for name in ('first', 'second'))
+  assert first.spec == second.spec
+  assert first.fingerprint != second.fingerprint
+  assert second.vocabulary.fingerprint == first.vocabulary.fingerprint
+
+
+def test_a_folder_without_saved_states_cannot_be_evaluated_or_exported(
+    run, backbone_dir, tmp_path
+):
+  status, _, errors = run(
+      'export',
+      f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}',
+      f'--gin.CHECKPOINT_PATH={tmp_path}/nothing',
+      '--gin.PROMPT_FILE=out.safetensors',
+  )
+  assert status == 2
+  assert 'nothing holds no saved state' in errors

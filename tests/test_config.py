@@ -83,6 +83,16 @@ def test_an_unknown_file_is_answered_with_the_nearest_and_what_there_is():
   assert 'cb_nano' in message and 'demo' in message
 
 
+def test_the_librarys_files_never_include_what_lies_in_the_working_folder(tmp_path, flags):
+  for name in ('runs/train', 'runs/common', 'methods/soft_prompt', 'models/nano'):
+    path = tmp_path / f'{name}.gin'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('import not_there\n')
+  config.parse('train', ['t5x_exact'], [*flags, 'TRAIN_STEPS=1_100_010'])
+  with pytest.raises(config.ConfigError, match='not_there'):
+    config.parse('train', ['models/nano'], flags)
+
+
 def test_a_name_that_fits_several_files_is_refused(tmp_path):
   for folder in ('a', 'b'):
     (tmp_path / 'extra' / folder).mkdir(parents=True)

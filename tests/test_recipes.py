@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import gin
 import pytest
 
 from prompt_tuning_jax import cli, config
+from tests import saved_backbone
 
 RECIPES = config.packaged_files('recipes')
 FILES = [name for name in config.packaged_files() if not name.startswith('runs/')]
@@ -25,25 +27,39 @@ def test_there_are_recipes_models_methods_and_initializers():
   assert folders == {'recipes', 'models', 'methods', 'initializers'}
 
 
+def _header(recipe: str) -> str:
+  text = (config.gin_folder() / recipe).read_text()
+  return text[: re.search(r'^[^#]', text, re.MULTILINE).start()]
+
+
+def _command(recipe: str) -> str:
+  """The command that a recipe is for, as its header says."""
+  name = recipe.removeprefix('recipes/').removesuffix('.gin')
+  return re.search(rf'prompt-tuning (\w+) --gin_file={name}\b', _header(recipe))[1]
+
+
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_a_recipe_opens_with_its_command_its_cost_and_its_score(recipe):
-  text = (config.gin_folder() / recipe).read_text()
-  header = text[: re.search(r'^[^#]', text, re.MULTILINE).start()]
-  name = recipe.removeprefix('recipes/').removesuffix('.gin')
-  assert f'--gin_file={name}' in header
-  assert 'Cost:' in header and 'Score to expect:' in header
+  assert 'Cost:' in _header(recipe)
+  assert _command(recipe) != 'train' or 'Score to expect:' in _header(recipe)
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_path, capsys):
-  status = cli.main(
-      ['train', f'--gin_file={recipe}', f'--gin.MODEL_DIR={tmp_path}/run', '--dry_run']
-  )
+  command = _command(recipe)
+  flags = [f'--gin_file={recipe}', f'--gin.MODEL_DIR={tmp_path}/run', '--dry_run']
+  text = (config.gin_folder() / recipe).read_text()
+  if command == 'adapt':
+    flags.append('--gin.INITIAL_CHECKPOINT_PATH=' + saved_backbone.save(tmp_path / 'tiny'))
+  for name in re.findall(r"'(nano_corpus/.+?)'", text):
+    (tmp_path / 'nano_corpus').mkdir(exist_ok=True)
+    shutil.copy(saved_backbone.VOCABULARY, tmp_path / name)
+  status = cli.main([command, *flags])
   printed, errors = capsys.readouterr()
   assert status == 0, errors
   assert errors == ''
   assert 'no weights are loaded' in printed
-  assert 'train.task = %MIXTURE_OR_TASK_NAME' in printed
+  assert f'{command}.model_dir = %MODEL_DIR' in printed
   assert not (tmp_path / 'run').exists()
 
 

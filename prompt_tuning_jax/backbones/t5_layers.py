@@ -139,6 +139,22 @@ class RelativePositionBias(nn.Module):
     return jnp.asarray(table_NR, self.dtype)[None, :, buckets_TS]
 
 
+# jax.nn.softmax is compiled apart, so that its result is kept twice for the backward
+# pass: once as a residual, once as what is multiplied with the values.
+@jax.custom_jvp
+def _softmax(x: Array) -> Array:
+  """Softmax over the last axis whose only residual is its result."""
+  x = jnp.exp(x - jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True)))
+  return x / jnp.sum(x, axis=-1, keepdims=True)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals, tangents):
+  (x,), (tangent,) = primals, tangents
+  y = _softmax(x)
+  return y, y * (tangent - jnp.sum(y * tangent, axis=-1, keepdims=True))
+
+
 class Attention(nn.Module):
   """Multi-head attention as in T5: no biases, no 1/sqrt(H) on the logits."""
 
@@ -182,7 +198,7 @@ class Attention(nn.Module):
     with jax.named_scope('attention'):
       logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', query_BTNH, key_BSNH)
       logits_BNTS = logits_BNTS.astype(jnp.float32) + bias_BNTS.astype(jnp.float32)
-      weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(self.dtype)
+      weights_BNTS = _softmax(logits_BNTS).astype(self.dtype)
       weights_BNTS = dropout(weights_BNTS, self.dropout_rate, dropout_rng)
       mixed_BTNH = jnp.einsum('BNTS,BSNH->BTNH', weights_BNTS, value_BSNH)
     return self.out(mixed_BTNH.reshape(*x_BTD.shape[:-1], -1))

@@ -51,7 +51,7 @@ def load_backbone(
     vocabulary: the SentencePiece model, or its path; by default the one that lies in
       the directory, if any.
     dropout_rate: of the frozen model while something trains.
-    remat: name of a rematerialisation policy (`backbones.t5.REMAT_POLICIES`).
+    remat: name of a rematerialisation policy (`backbones.t5_stacks.REMAT_POLICIES`).
     unroll: whether to compile every layer for itself instead of scanning them.
 
   Raises:

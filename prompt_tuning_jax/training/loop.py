@@ -1,4 +1,4 @@
-"""The loop around a train step: resume, train, log, evaluate, save, stop cleanly.
+"""The loop around a train step: resume, train, log, save, evaluate, stop cleanly.
 
 Prompt tuning, model tuning and pretraining all run this one loop; they differ in what
 `training/trainable.py` calls trainable and in where the batches come from.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import tqdm
 
 from prompt_tuning_jax.training.metrics_writer import MetricsWriter
@@ -48,27 +48,28 @@ class LoopConfig:
   eval_period: int = 0
   checkpoint_period: int = 0
 
+  def __post_init__(self):
+    for name, least in (
+        ('train_steps', 1), ('log_period', 1), ('eval_period', 0), ('checkpoint_period', 0)
+    ):
+      if getattr(self, name) < least:
+        raise ValueError(f'{name} is {getattr(self, name)}; it has to be at least {least}.')
+
+  def evaluates_at(self, step: int) -> bool:
+    """Whether the state after this many updates is to be evaluated."""
+    return step == self.train_steps or _is_multiple(step, self.eval_period)
+
+  def saves_at(self, step: int) -> bool:
+    """Whether the state after this many updates is to be saved."""
+    return self.evaluates_at(step) or _is_multiple(step, self.checkpoint_period)
+
+
+def _is_multiple(step: int, period: int) -> bool:
+  return period > 0 and step > 0 and step % period == 0
+
 
 class Interrupted(Exception):
   """SIGTERM or SIGINT came; the state was saved before this was raised."""
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-  """An event that SIGTERM and SIGINT set, instead of ending the process in mid-step."""
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event
-    return
-  previous = {
-      number: signal.signal(number, lambda *_: event.set())
-      for number in (signal.SIGTERM, signal.SIGINT)
-  }
-  try:
-    yield event
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
 
 
 def run(
@@ -93,11 +94,11 @@ def run(
     state: the state before the first step, also the template for restoring.
     frozen: the tree that is not differentiated.
     train_step: see `training.step.make_train_step`.
-    batches: `batches[step]` is the batch of that step.
+    batches: `batches[step]` is the batch of that step, counted from 0.
     config: lengths and periods.
     saver: where states are saved to and restored from.
-    evaluate: called with the state at every evaluation; its numbers are logged, and the
-      saver keeps the best state by them.
+    evaluate: called with the state at every evaluation; its numbers are logged and kept
+      beside the state, and the saver keeps the best state by them.
     source_name: name of the mixture component that a step's batch comes from; the loss of
       each is then logged as well.
     description: what the states belong to, kept beside each of them.
@@ -107,104 +108,192 @@ def run(
     The state after the last step.
 
   Raises:
-    FloatingPointError: if the loss is not finite; the last good state stays saved.
+    FloatingPointError: if the loss or a parameter is not finite; the last good state
+      stays saved.
     Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
-  restored = saver.restore(state)
-  if restored is not None:
-    host_state, _ = restored
-    state = jax.tree.map(lambda new, old: jax.numpy.asarray(new, old.dtype), host_state, state)
+  if (restored := saver.restore(state)) is not None:
+    state, _ = restored
   step = int(state.step)
-  if step >= config.train_steps:
+  # A run may have been killed after its state was saved and before that was evaluated.
+  unmeasured = evaluate and config.evaluates_at(step) and not saver.metrics(step)
+  if step >= config.train_steps and not unmeasured:
     return state
-  writer = MetricsWriter(saver.model_dir, resume_step=step)
-  bar = tqdm.tqdm(
-      total=config.train_steps,
-      initial=step,
-      unit='step',
-      disable=not progress,
-      file=sys.stderr,
-      # A terminal is redrawn often, a log file gets a line now and then.
-      mininterval=0.2 if sys.stderr.isatty() else 30.0,
-      dynamic_ncols=True,
-  )
-  pending: list[tuple[int, dict]] = []  # Metrics still on the device.
 
-  def flush_metrics() -> None:
-    """Fetches the metrics since the last record, checks and logs them."""
-    nonlocal started
-    if not pending:
-      return
-    fetched = jax.device_get([metrics for _, metrics in pending])
-    for (at, _), metrics in zip(pending, fetched):
-      if not math.isfinite(metrics['loss']):
-        kept = saver.latest()
-        raise FloatingPointError(
-            f'The loss of step {at} is {metrics["loss"]}. '
-            + (f'The last good state is {kept.path}. ' if kept else 'No state was saved yet. ')
-            + f'Batch {at - 1} of the data set off the failure; lower the learning rate, or '
-            'start again with another RANDOM_SEED.'
-        )
-    total = {name: np.sum([m[name] for m in fetched]) for name in fetched[0]}
-    tokens = max(total['tokens'], 1)
-    now = time.perf_counter()
-    summary = {
-        'train/loss': total['loss'] / max(total['loss_factor'], 1e-30),
-        'train/loss_per_token': total['loss'] / tokens,
-        'train/token_accuracy': total['right_tokens'] / tokens,
-        'train/gradient_norm': total['gradient_norm'] / len(fetched),
-        'train/steps_per_second': len(fetched) / (now - started),
-    }
-    started = now
-    if source_name is not None:
-      summary.update(_loss_by_source([source_name(at - 1) for at, _ in pending], fetched))
-    writer.write(pending[-1][0], summary)
-    bar.set_postfix_str(f'loss {summary["train/loss_per_token"]:.3f}/token', refresh=False)
-    pending.clear()
+  with _Log(saver, step, config, source_name, progress) as log, _stop_signal() as stop:
 
-  def save(metrics: Mapping[str, float] | None = None) -> None:
-    saver.save(step, state, metrics=dict(metrics or {}), description=description)
+    def evaluate_state() -> None:
+      metrics = evaluate(state)
+      log.write(step, {f'eval/{name}': value for name, value in metrics.items()})
+      saver.record_metrics(step, metrics)
 
-  try:
-    with _stop_signal() as stop:
-      started = time.perf_counter()
-      while step < config.train_steps:
-        state, metrics = train_step(state, frozen, batches[step])
-        step += 1
-        pending.append((step, metrics))
-        bar.update()
-        last = step == config.train_steps
-        due_eval = evaluate is not None and (
-            last or (config.eval_period and step % config.eval_period == 0)
+    if unmeasured:
+      evaluate_state()
+    while step < config.train_steps:
+      log.begin_step()
+      state, metrics = train_step(state, frozen, batches[step])
+      step += 1
+      log.end_step(step, metrics)
+      stopping = stop.is_set()
+      saving = stopping or config.saves_at(step)
+      if saving or step % config.log_period == 0:
+        log.flush(state)  # Raises where the state is not fit to be saved.
+      if saving:
+        saver.save(step, state, description=description)
+      if stopping:
+        raise Interrupted(
+            f'Stopped at step {step} of {config.train_steps}; its state is in '
+            f'{saver.path(step)}. Run the same command again to go on.'
         )
-        due_save = last or due_eval or (
-            config.checkpoint_period and step % config.checkpoint_period == 0
-        )
-        if due_save or stop.is_set() or step % config.log_period == 0:
-          flush_metrics()
-        eval_metrics = None
-        if due_eval and not stop.is_set():
-          eval_metrics = evaluate(state)
-          writer.write(step, {f'eval/{name}': v for name, v in eval_metrics.items()})
-          started = time.perf_counter()
-        if due_save or stop.is_set():
-          save(eval_metrics)
-        if stop.is_set() and not last:
-          raise Interrupted(
-              f'Stopped at step {step} of {config.train_steps}; its state is in '
-              f'{saver.path(step)}. Run the same command again to go on.'
-          )
-  finally:
-    bar.close()
-    writer.close()
+      if evaluate and config.evaluates_at(step):
+        evaluate_state()
   return state
 
 
-def _loss_by_source(names: list[str], fetched: list[dict]) -> dict[str, float]:
-  """Loss per token of each mixture component that occurs among the steps."""
-  losses: dict[str, float] = {}
-  for name in sorted(set(names)):
-    of_name = [metrics for at, metrics in zip(names, fetched) if at == name]
-    tokens = sum(metrics['tokens'] for metrics in of_name)
-    losses[f'train/{name}/loss_per_token'] = sum(m['loss'] for m in of_name) / max(tokens, 1)
-  return losses
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+  """An event that SIGTERM and SIGINT set, instead of ending the process in mid-step.
+
+  A second SIGINT does what it always did: nobody has to wait for an evaluation.
+  """
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event
+    return
+  previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+  def stop(number, frame):
+    del frame
+    event.set()
+    if number == signal.SIGINT:
+      signal.signal(number, previous[number] or signal.SIG_DFL)
+
+  for number in previous:
+    signal.signal(number, stop)
+  try:
+    yield event
+  finally:
+    for number, handler in previous.items():
+      # None is a handler that was not set from Python.
+      signal.signal(number, handler or signal.SIG_DFL)
+
+
+class _Log:
+  """Collects the metrics of steps, and checks, sums up, shows and writes them."""
+
+  def __init__(
+      self,
+      saver: StateSaver,
+      step: int,
+      config: LoopConfig,
+      source_name: Callable[[int], str] | None,
+      progress: bool,
+  ):
+    self._saver = saver
+    self._source_name = source_name
+    self._pending: list[tuple[int, dict]] = []  # Metrics still on the device.
+    self._seconds = 0.0
+    self._writer = MetricsWriter(saver.model_dir, resume_step=step)
+    # A terminal is redrawn often, a log file gets a line now and then.
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    self._bar = tqdm.tqdm(
+        total=config.train_steps,
+        initial=step,
+        unit='step',
+        disable=not progress,
+        file=sys.stderr,
+        mininterval=interval,
+        maxinterval=max(interval, 10.0),
+        dynamic_ncols=True,
+    )
+
+  def __enter__(self) -> _Log:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._bar.close()
+    self._writer.close()
+
+  def begin_step(self) -> None:
+    """Starts the clock; what is done between two steps does not count."""
+    self._started = time.perf_counter()
+
+  def end_step(self, step: int, metrics: dict) -> None:
+    """Takes a step's metrics and waits for the step before it.
+
+    The device always has a step to compute, but never so many that a signal to stop
+    would find the host far ahead of it.
+    """
+    self._pending.append((step, metrics))
+    if len(self._pending) > 1:
+      jax.block_until_ready(self._pending[-2][1])
+    self._seconds += time.perf_counter() - self._started
+    self._bar.update()
+
+  def flush(self, state: TrainState) -> None:
+    """Checks and writes the metrics of the steps since the last record.
+
+    Raises:
+      FloatingPointError: if one of the losses, or a parameter, is not finite.
+    """
+    waited = time.perf_counter()
+    steps = [step for step, _ in self._pending]
+    fetched = jax.device_get([metrics for _, metrics in self._pending])
+    self._seconds += time.perf_counter() - waited
+    if not (all(math.isfinite(m['loss']) for m in fetched) and _is_finite(state.trainable)):
+      raise FloatingPointError(self._explain(steps, fetched))
+    total = {name: sum(float(m[name]) for m in fetched) for name in fetched[0]}
+    summary = {
+        'train/loss': total['loss'] / max(total['loss_factor'], 1e-30),
+        **_per_token('train', total),
+        'train/gradient_norm': total['gradient_norm'] / len(fetched),
+        'train/steps_per_second': len(fetched) / self._seconds,
+    }
+    if self._source_name is not None:
+      names = [self._source_name(step - 1) for step in steps]
+      for source in sorted(set(names)):
+        of_source = [m for name, m in zip(names, fetched) if name == source]
+        sums = {name: sum(float(m[name]) for m in of_source) for name in total}
+        summary.update(_per_token(f'train/{source}', sums))
+    self.write(steps[-1], summary)
+    self._bar.set_postfix_str(f'loss {summary["train/loss_per_token"]:.3f}/token', refresh=False)
+    self._pending.clear()
+    self._seconds = 0.0
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes a record to metrics.jsonl and TensorBoard."""
+    self._writer.write(step, metrics)
+
+  def _explain(self, steps: list[int], fetched: list[dict]) -> str:
+    """Which step went wrong: the first whose loss or gradient is not finite."""
+    step, metrics = next(
+        (
+            (step, m)
+            for step, m in zip(steps, fetched)
+            if not (math.isfinite(m['loss']) and math.isfinite(m['gradient_norm']))
+        ),
+        (steps[-1], fetched[-1]),
+    )
+    source = f' (of {self._source_name(step - 1)})' if self._source_name else ''
+    kept = self._saver.latest()
+    return (
+        f'Step {step} went out of bounds: its loss is {metrics["loss"]:g}, the norm of its '
+        f'gradient {metrics["gradient_norm"]:g}, its batch is batches[{step - 1}]{source}. '
+        + (f'The last good state is {kept.path}. ' if kept else 'No state was saved yet. ')
+        + 'Start again in another MODEL_DIR with a lower learning rate or another '
+        'RANDOM_SEED.'
+    )
+
+
+def _per_token(prefix: str, total: Mapping[str, float]) -> dict[str, float]:
+  tokens = max(total['tokens'], 1)
+  return {
+      f'{prefix}/loss_per_token': total['loss'] / tokens,
+      f'{prefix}/z_loss_per_token': total['z_loss'] / tokens,
+      f'{prefix}/token_accuracy': total['right_tokens'] / tokens,
+  }
+
+
+@jax.jit
+def _is_finite(tree: PyTree) -> jax.Array:
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
+
+from prompt_tuning_jax.training.description import differences
 
 _LOCK = 'run.lock'
 _DESCRIPTION = 'run.json'
+
+# What flock says where the file system has no locks, as some network ones.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
 class ModelDir:
   """Holds the folder of a run for as long as the run lasts (a context manager).
 
-  Entering creates the folder, checks that it can be written, takes its lock, and
-  compares `description` with that of the run that was there before.
+      with ModelDir(path) as folder:
+        folder.claim(description)
+        …
+
+  Entering creates the folder, finds out whether it can be written, and takes its lock.
+  The lock is the kernel's, so it is gone with the process however that ends.
 
   Attributes:
     path: the folder.
-    description: what may not change between a run and its resumption (backbone,
-      method, task, batch size, seed, …), as JSON values.
   """
 
-  def __init__(self, path: str | os.PathLike[str], description: Mapping[str, Any]):
+  def __init__(self, path: str | os.PathLike[str]):
     self.path = os.path.abspath(path)
-    # Through JSON and back, so that tuples and lists compare as what they become.
-    self.description = json.loads(json.dumps(description, sort_keys=True))
-    self._locked = False
+    self._lock: TextIO | None = None
+    self._is_new = False
 
   def __enter__(self) -> ModelDir:
     try:
@@ -41,86 +50,102 @@ class ModelDir:
           f'MODEL_DIR {self.path} cannot be written: {error}. Set MODEL_DIR to a folder '
           'that you may write to.'
       ) from error
-    try:
-      self._compare()
-    except BaseException:
-      self._release()
-      raise
     return self
 
   def __exit__(self, *exception: object) -> None:
-    self._release()
+    with contextlib.suppress(FileNotFoundError):
+      # A run that ended before it had anything to keep does not bind the next one.
+      if self._is_new and not any(n.startswith('checkpoint_') for n in os.listdir(self.path)):
+        os.unlink(os.path.join(self.path, _DESCRIPTION))
+    with contextlib.suppress(FileNotFoundError):
+      # Removed while it is held: whoever opened it meanwhile sees that it is gone.
+      os.unlink(self._lock.name)
+    self._lock.close()
+
+  def claim(self, description: Mapping[str, Any]) -> None:
+    """Says what the run is; `run.json` keeps it for those that come later.
+
+    May be called again as more becomes known.
+
+    Args:
+      description: what may not change between a run and its resumption (backbone,
+        method, optimiser, task, batch size, seed, …), as JSON values.
+
+    Raises:
+      ValueError: if the folder holds a run of another description; says what differs.
+    """
+    # Through JSON and back, so that tuples and lists compare as what they become.
+    description = json.loads(json.dumps(description))
+    path = os.path.join(self.path, _DESCRIPTION)
+    if os.path.exists(path) and not self._is_new:
+      before = _read(path)
+      different = differences(
+          {name: before[name] for name in description if name in before}, description
+      )
+      if different:
+        raise ValueError(
+            f'MODEL_DIR {self.path} holds a run of another configuration:\n  '
+            + '\n  '.join(different)
+            + '\nSet MODEL_DIR to a new folder, or restore the configuration to resume that '
+            f'run. If the difference does not matter, delete {path}.'
+        )
+      return
+    self._is_new = True
+    with open(path + '.tmp', 'w', encoding='utf-8') as file:
+      json.dump(description, file, indent=1)
+      file.write('\n')
+    os.replace(path + '.tmp', path)
 
   def _take_lock(self) -> None:
     path = os.path.join(self.path, _LOCK)
-    owner = {
-        'pid': os.getpid(),
-        'host': socket.gethostname(),
-        'started': time.strftime('%Y-%m-%d %H:%M:%S'),
-    }
-    for _ in range(2):
+    while self._lock is None:
+      lock = open(path, 'a+', encoding='utf-8')
       try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-      except FileExistsError:
-        self._remove_dead_lock(path)
-        continue
-      with os.fdopen(handle, 'w') as file:
-        json.dump(owner, file)
-      self._locked = True
-      return
-
-  def _remove_dead_lock(self, path: str) -> None:
-    try:
-      with open(path, encoding='utf-8') as file:
-        owner = json.load(file)
-    except (OSError, json.JSONDecodeError):
-      owner = {}
-    pid, host = owner.get('pid'), owner.get('host')
-    if pid is not None and host == socket.gethostname() and not _is_alive(pid):
-      os.unlink(path)
-      return
-    raise ValueError(
-        f'MODEL_DIR {self.path} is in use by another run (pid {pid} on {host}, started '
-        f'{owner.get("started")}). Wait for it, stop it, or choose another MODEL_DIR; if '
-        f'it is gone for certain, delete {path}.'
-    )
-
-  def _compare(self) -> None:
-    path = os.path.join(self.path, _DESCRIPTION)
-    if os.path.exists(path):
-      with open(path, encoding='utf-8') as file:
-        before = json.load(file)
-      if before != self.description:
-        difference = '\n'.join(
-            difflib.unified_diff(
-                json.dumps(before, indent=1, sort_keys=True).splitlines(),
-                json.dumps(self.description, indent=1, sort_keys=True).splitlines(),
-                'the run in MODEL_DIR',
-                'this run',
-                lineterm='',
-                n=0,
-            )
-        )
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or 'which has only just started'
+        lock.close()
         raise ValueError(
-            f'MODEL_DIR {self.path} holds a run of another configuration:\n{difference}\n'
-            'Set MODEL_DIR to a new folder, or restore the configuration to resume that run.'
+            f'MODEL_DIR {self.path} is in use by another run ({owner}). Wait for it, stop '
+            'it, or choose another MODEL_DIR.'
+        ) from None
+      except OSError as error:
+        if error.errno not in _NO_LOCKS:
+          lock.close()
+          raise
+        warnings.warn(
+            f'The file system of MODEL_DIR {self.path} has no locks ({error}): make sure '
+            'that no other run writes there.',
+            stacklevel=3,
         )
-      return
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-      json.dump(self.description, file, indent=1, sort_keys=True)
-    os.replace(path + '.tmp', path)
+      # A run that has just ended may have removed the file after it was opened here.
+      if _is_file(lock, path):
+        self._lock = lock
+      else:
+        lock.close()
+    self._lock.truncate(0)
+    self._lock.write(
+        f'pid {os.getpid()} on {socket.gethostname()}, started '
+        f'{time.strftime("%Y-%m-%d %H:%M:%S")}\n'
+    )
+    self._lock.flush()
 
-  def _release(self) -> None:
-    if self._locked:
-      os.unlink(os.path.join(self.path, _LOCK))
-      self._locked = False
 
-
-def _is_alive(pid: int) -> bool:
+def _read(path: str) -> dict[str, Any]:
   try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except ValueError as error:
+    raise ValueError(
+        f'{path}, which says what run the folder holds, is damaged ({error}). If you know '
+        'that this command is the one to resume it, delete the file.'
+    ) from error
+
+
+def _is_file(file: TextIO, path: str) -> bool:
+  """Whether an open file is the one that `path` names."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+  except FileNotFoundError:
     return False
-  except PermissionError:
-    return True
-  return True

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from prompt_tuning_jax.training.description import keeps_arguments
 
+
+@keeps_arguments
 def adafactor(
     learning_rate: optax.ScalarOrSchedule = 0.3,
     *,
@@ -49,6 +52,7 @@ def adafactor(
   )
 
 
+@keeps_arguments
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -62,6 +66,7 @@ def adamw(
   return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
 
+@keeps_arguments
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -100,6 +105,7 @@ def muon(
   return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
 
+@keeps_arguments
 def warmup_linear(
     peak: float, *, warmup_steps: int, train_steps: int, end: float = 0.0
 ) -> optax.Schedule:
@@ -113,6 +119,7 @@ def warmup_linear(
   )
 
 
+@keeps_arguments
 def warmup_rsqrt(base: float = 1.0, *, warmup_steps: int = 10_000) -> optax.Schedule:
   """T5's pretraining schedule: base / sqrt(max(step, warmup_steps))."""
   return lambda step: base / jnp.sqrt(jnp.maximum(step, warmup_steps))

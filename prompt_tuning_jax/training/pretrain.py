@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from prompt_tuning_jax.backbones.backbone import Backbone
@@ -20,6 +21,7 @@ from prompt_tuning_jax.data.pretraining import Component, PretrainingBatches
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training import trainable as trainable_lib
+from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.state_saving import StateSaver
@@ -72,7 +74,11 @@ def pretrain(
     The folder of the finished backbone, for `load_backbone`.
 
   Raises:
-    ValueError: unless exactly one of `config` and `backbone` is given.
+    ValueError: unless exactly one of `config` and `backbone` is given, if the parts do
+      not fit together, or if model_dir holds another run.
+    OSError: if model_dir cannot be written.
+    FloatingPointError: if the loss is not finite; the last good state stays saved.
+    training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
   if (config is None) == (backbone is None):
     raise ValueError(
@@ -80,46 +86,64 @@ def pretrain(
         '(weights to go on from), and not both.'
     )
   if backbone is not None:
-    module = backbone.module.clone(dropout_rate=dropout_rate, unroll=unroll)
-    vocabulary = backbone.vocabulary
-    params = backbone.params
+    module, vocabulary = backbone.module, backbone.vocabulary
   else:
-    if not isinstance(vocabulary, Vocabulary):
+    module = T5(config)
+    if isinstance(vocabulary, str | os.PathLike):
       vocabulary = Vocabulary(vocabulary)
-    if vocabulary.size > config.vocab_size:
+  if vocabulary is None:
+    raise ValueError(
+        'pretrain has no vocabulary: set VOCABULARY to the SentencePiece model that the '
+        'texts are tokenised with.'
+    )
+  native.check_vocabulary(vocabulary, module.config.vocab_size)
+  for component in components:
+    if microbatches < 1 or component.batch_size % microbatches:
       raise ValueError(
-          f'The vocabulary {vocabulary.path} has {vocabulary.size} ids, but the embedding '
-          f'table only vocab_size={config.vocab_size} rows. Raise T5Config.vocab_size.'
+          f'MICROBATCHES={microbatches} does not divide the batch_size='
+          f'{component.batch_size} of component {component.name!r}. Choose a divisor.'
       )
-    module = T5(config, dropout_rate=dropout_rate, unroll=unroll)
-    params = jax.jit(module.init_params)(jax.random.key(random_seed))
-
+  module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
   labelling = trainable if isinstance(trainable, Mapping) else {'backbone': trainable}
-  params, frozen = trainable_lib.split({'backbone': params}, labelling)
-  # The step donates its state; the caller's backbone keeps its own weights.
-  params = jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), params)
-  tx = trainable_lib.make_optimizer(labelling, params)
-  batches = PretrainingBatches(components, vocabulary, seed=random_seed)
-  description = {
-      'task': 'pretraining',
-      'config': dataclasses.asdict(module.config),
-      'vocabulary': vocabulary.fingerprint,
-      'from': backbone.fingerprint if backbone else None,
-      'components': [_describe(component) for component in components],
-      'random_seed': random_seed,
-      'dropout_rate': dropout_rate,
-      'loss': dataclasses.asdict(loss),
-  }
-  with ModelDir(model_dir, description):
+  periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
+  saver = StateSaver(model_dir)
+  # The folder comes first: nothing is loaded or compiled for a run that cannot be kept.
+  with ModelDir(model_dir) as folder:
+    description = {
+        'task': 'pretraining',
+        'architecture': dataclasses.asdict(module.config),
+        'dtype': jnp.dtype(module.dtype).name,
+        'vocabulary': vocabulary.fingerprint,
+        'from': backbone.fingerprint if backbone else None,
+        'components': [
+            {'source': component.source.name, **component.describe()}
+            for component in components
+        ],
+        'trainable': describe(labelling),
+        'loss': dataclasses.asdict(loss),
+        'dropout_rate': dropout_rate,
+        'random_seed': random_seed,
+    }
+    folder.claim(description)
+    batches = PretrainingBatches(components, vocabulary, seed=random_seed)
+    if backbone is not None:
+      params = backbone.params
+    else:
+      params = jax.jit(module.init_params)(jax.random.key(random_seed))
+    trained, frozen = trainable_lib.split({'backbone': params}, labelling)
+    # Copies, for the step donates its state and the caller's backbone keeps its weights;
+    # in float32 whatever computes, so that small updates are not rounded away.
+    trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), trained)
+    tx = trainable_lib.make_optimizer(labelling, trained)
     state = loop.run(
-        TrainState.create(params, tx),
+        TrainState.create(trained, tx),
         frozen,
         make_train_step(
             None, module, tx, loss=loss, microbatches=microbatches, seed=random_seed
         ),
         batches,
-        loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period),
-        saver=StateSaver(model_dir),
+        periods,
+        saver=saver,
         source_name=batches.component_name,
         description=description,
         progress=progress,
@@ -131,16 +155,6 @@ def pretrain(
         trainable_lib.merge(state.trainable, frozen)['backbone'],
         vocabulary,
         dtype=weights_dtype,
-        metadata={**(metadata or {}), 'train_steps': train_steps},
+        metadata={**(metadata or {}), 'train_steps': int(state.step)},
     )
   return path
-
-
-def _describe(component: Component) -> dict[str, Any]:
-  """The component's settings as JSON values, its source by name and size."""
-  settings = {
-      field.name: getattr(component, field.name)
-      for field in dataclasses.fields(component)
-      if field.name != 'source'
-  }
-  return {**settings, 'source': component.source.name, 'examples': len(component.source)}

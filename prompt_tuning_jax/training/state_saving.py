@@ -1,32 +1,50 @@
 """Saving and restoring what trains, and nothing else.
 
-Orbax writes each state to `<model_dir>/checkpoint_<step>` and renames it into place
-when it is complete, so a run that is killed at any moment leaves its last committed
-step intact. Orbax does not notice a flipped bit; the sha256 sums kept beside the arrays
-do. A step that cannot be trusted is named and skipped for the one before it.
+Orbax writes a state's arrays into `checkpoint_<step>.tmp`; a manifest with the sha256
+sum of every file and of itself joins them, and the folder gets its name. So a run that is
+killed at any moment leaves its last committed step intact, and a flipped bit, which Orbax
+does not notice, is found before anything is restored. A step that is damaged is named and
+passed over for the one before it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from prompt_tuning_jax.checkpoints.source import (
+    canonical_json,
+    file_sha256,
+    plain,
+    written_whole,
+)
 from prompt_tuning_jax.typing import PyTree
 
 _NAME = re.compile(r'checkpoint_(\d+)')
+_UNFINISHED = re.compile(r'checkpoint_\d+\.tmp')
+_MANIFEST = 'manifest.json'
+_ARRAYS = 'state'
 
 
 class CheckpointError(ValueError):
   """No saved state can be restored; the message says why and what to do."""
+
+
+class _DamagedError(CheckpointError):
+  """A state was whole once and is so no more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +61,7 @@ class StateSaver:
 
   Attributes:
     model_dir: the folder of the run.
-    keep: how many of the newest states stay.
+    keep: how many of the newest states stay; with two, a damaged one has a predecessor.
     best_metric: key of the metrics by which the best state is kept as well; larger is
       better unless `best_mode` is 'min'.
   """
@@ -52,100 +70,109 @@ class StateSaver:
       self,
       model_dir: str | os.PathLike[str],
       *,
-      keep: int = 1,
+      keep: int = 2,
       best_metric: str | None = None,
       best_mode: str = 'max',
   ):
     if best_mode not in ('max', 'min'):
       raise ValueError(f"best_mode is {best_mode!r}; it may be 'max' or 'min'.")
+    if keep < 1:
+      raise ValueError(f'keep_checkpoints is {keep}; at least 1 state has to stay.')
     self.model_dir = os.path.abspath(model_dir)
     self.keep = keep
     self.best_metric = best_metric
     self.best_mode = best_mode
-    self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
   def path(self, step: int) -> str:
     """Folder of a step's state."""
     return os.path.join(self.model_dir, f'checkpoint_{step}')
 
   def save(
-      self,
-      step: int,
-      state: PyTree,
-      *,
-      metrics: dict[str, float] | None = None,
-      description: dict[str, Any] | None = None,
+      self, step: int, state: PyTree, *, description: Mapping[str, Any] | None = None
   ) -> str:
     """Commits the state of a step and removes those no longer kept.
 
     Args:
-      step: the step the state belongs to; saving it again replaces it.
+      step: the step the state belongs to; a state of that step or beyond, left by a run
+        that had to go back, is replaced.
       state: any pytree of arrays.
-      metrics: validation metrics at this step, by which the best is chosen.
       description: what the state belongs to (backbone, method, task); kept beside it.
+
+    Returns:
+      The folder of the state.
 
     Raises:
       OSError: if the state cannot be written; older steps are intact and nothing
         partial stays behind.
     """
-    state = jax.device_get(state)
-    about = {
-        'step': step,
-        'metrics': metrics or {},
-        'description': description or {},
-        'sha256': _sums(state),
-    }
     path = self.path(step)
+    unfinished = path + '.tmp'
+    arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(jax.device_get(state))}
+    self._remove_unfinished()
     try:
+      os.makedirs(unfinished)
       self._checkpointer.save(
-          path,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-          ),
-          force=True,
+          os.path.join(unfinished, _ARRAYS), args=ocp.args.PyTreeSave(arrays)
       )
-    except Exception as error:
-      for name in os.listdir(self.model_dir):
-        if name.startswith(f'checkpoint_{step}.') and 'tmp' in name:
-          shutil.rmtree(os.path.join(self.model_dir, name), ignore_errors=True)
-      kept = ', '.join(str(saved.step) for saved in self.all()) or 'none'
+      manifest = {
+          'step': step,
+          'metrics': {},
+          'description': plain(description or {}),
+          'arrays': {name: [str(a.dtype), *a.shape] for name, a in arrays.items()},
+          'files': {name: file_sha256(os.path.join(unfinished, name))
+                    for name in _files(unfinished)},
+      }
+      _write_manifest(unfinished, manifest)
+      if os.path.lexists(path):
+        os.rename(path, path + '.old.tmp')
+      os.rename(unfinished, path)
+    except Exception as error:  # Whatever Orbax and TensorStore raise on a full disk.
+      kept = ', '.join(str(saved.step) for saved in self._committed()) or 'none'
       raise OSError(
           f'Could not save step {step} to {path}: {error}. Steps still intact: {kept}. '
-          'Free some space or set MODEL_DIR to another disk and run the same command.'
+          'Free some space, or move MODEL_DIR to another disk, and run the same command '
+          'again.'
       ) from error
+    finally:
+      self._remove_unfinished()
     self._remove_superseded(step)
     return path
 
+  def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Keeps what was measured at a saved step; the best state is chosen by it."""
+    path = self.path(step)
+    manifest = _read_manifest(path)
+    _write_manifest(path, manifest | {'metrics': plain(metrics)})
+    self._remove_superseded(step)
+
   def all(self) -> list[Saved]:
-    """Every committed state, oldest first; stray folders are passed over, with a warning."""
-    found = []
-    if not os.path.isdir(self.model_dir):
-      return found
-    for name in os.listdir(self.model_dir):
-      match = _NAME.fullmatch(name)
+    """Every committed state, oldest first; what else lies there is named in a warning."""
+    committed = self._committed()
+    paths = {saved.path for saved in committed}
+    for name in sorted(_entries(self.model_dir)):
       path = os.path.join(self.model_dir, name)
-      if match and os.path.isdir(path):
-        about = self._about(path)
-        if about is None:
-          warnings.warn(f'{path} holds no committed state; it is ignored.', stacklevel=2)
-        else:
-          found.append(Saved(int(match.group(1)), path, about['metrics']))
-    return sorted(found, key=lambda saved: saved.step)
+      if path not in paths and (_NAME.fullmatch(name) or _UNFINISHED.fullmatch(name)):
+        warnings.warn(f'{_why_not_committed(path)} It is ignored.', stacklevel=2)
+    return committed
 
   def best(self) -> Saved | None:
     """The state with the best metric, the later one where two are equal."""
-    if self.best_metric is None:
-      return None
-    sign = 1.0 if self.best_mode == 'max' else -1.0
-    measured = [saved for saved in self.all() if self.best_metric in saved.metrics]
-    return max(
-        measured, key=lambda s: (sign * s.metrics[self.best_metric], s.step), default=None
-    )
+    return self._best(self._committed())
 
   def latest(self) -> Saved | None:
     """The newest committed state."""
-    saved = self.all()
-    return saved[-1] if saved else None
+    committed = self._committed()
+    return committed[-1] if committed else None
+
+  def metrics(self, step: int) -> dict[str, float]:
+    """What was measured at a step; nothing where it is not saved or not measured."""
+    found = [saved.metrics for saved in self._committed() if saved.step == step]
+    return found[0] if found else {}
+
+  def description(self, saved: Saved) -> dict[str, Any]:
+    """What `save` was told the state belongs to."""
+    return _read_manifest(saved.path)['description']
 
   def restore(self, template: PyTree, saved: Saved | None = None) -> tuple[PyTree, int] | None:
     """Restores a state and its step.
@@ -158,78 +185,94 @@ class StateSaver:
       (state, step), or None where nothing was ever saved.
 
     Raises:
-      CheckpointError: if states exist but none can be trusted, or their arrays are not
+      CheckpointError: if states exist but all are damaged, or their arrays are not
         those of `template`; every mismatch is listed.
     """
-    candidates = [saved] if saved else list(reversed(self.all()))
+    if saved is not None:
+      return self._restore(template, saved.path), saved.step
     problems = []
-    for candidate in candidates:
+    for candidate in reversed(self.all()):
       try:
         return self._restore(template, candidate.path), candidate.step
-      except CheckpointError as error:
+      except _DamagedError as error:
         problems.append(str(error))
-        if candidate is not candidates[-1]:
-          warnings.warn(f'{error} Falling back to the step before it.', stacklevel=2)
+        warnings.warn(f'{error} It is passed over for the step before it.', stacklevel=2)
     if problems:
       raise CheckpointError(
-          ' '.join(problems)
-          + f' No usable state is left in {self.model_dir}: delete its checkpoint folders '
-          'to start again, or set MODEL_DIR to a new folder.'
+          f'No state in {self.model_dir} can be restored. {" ".join(problems)} To start '
+          'again, delete its checkpoint folders or set MODEL_DIR to a new folder.'
       )
     return None
 
-  def description(self, saved: Saved) -> dict[str, Any]:
-    """What `save` was told the state belongs to."""
-    return (self._about(saved.path) or {}).get('description', {})
-
-  def _about(self, path: str) -> dict[str, Any] | None:
-    try:
-      restored = self._checkpointer.restore(
-          path, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-      )
-      about = restored['about']
-      return about if about and 'sha256' in about else None
-    except Exception:  # Whatever Orbax raises on a folder that is not a checkpoint.
-      return None
-
   def _restore(self, template: PyTree, path: str) -> PyTree:
-    about = self._about(path)
-    if about is None:
-      raise CheckpointError(f'{path} holds no committed state.')
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template
+    manifest = _read_manifest(path)
+    leaves = _named_leaves(template)
+    _check_arrays(
+        {name: [str(leaf.dtype), *leaf.shape] for name, leaf in leaves},
+        manifest['arrays'],
+        path,
     )
-    expected = {name: leaf.shape for name, leaf in _named_leaves(abstract)}
-    missing = sorted(set(expected) ^ set(about['sha256']))
-    if missing:
-      raise CheckpointError(
-          f'{path} belongs to another run: the arrays {", ".join(missing)} are in only one '
-          'of this run and that state.'
-      )
-    try:
-      restored = self._checkpointer.restore(
-          path, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      )['state']
-    except Exception as error:
-      raise CheckpointError(f'{path} cannot be read ({error}).') from error
-    sums = _sums(jax.device_get(restored))
-    wrong = sorted(name for name, value in sums.items() if about['sha256'][name] != value)
-    if wrong:
-      shapes = ', '.join(f'{name} {list(expected[name])}' for name in wrong)
-      raise CheckpointError(
-          f'{path} is damaged or of another shape: the sha256 sums of {shapes} do not match.'
-      )
-    return restored
+    _check_files(path, manifest['files'])
+    arrays = self._checkpointer.restore(
+        os.path.join(path, _ARRAYS),
+        args=ocp.args.PyTreeRestore(
+            restore_args={name: ocp.RestoreArgs(np.ndarray) for name, _ in leaves}
+        ),
+    )
+    # Copied, for what is donated to a train step must be JAX's own memory.
+    return jax.tree.unflatten(
+        jax.tree.structure(template), [jnp.array(arrays[name]) for name, _ in leaves]
+    )
+
+  def _committed(self) -> list[Saved]:
+    found = []
+    for name in _entries(self.model_dir):
+      path = os.path.join(self.model_dir, name)
+      if _NAME.fullmatch(name):
+        try:
+          manifest = _read_manifest(path)
+        except CheckpointError:
+          continue
+        found.append(Saved(manifest['step'], path, manifest['metrics']))
+    return sorted(found, key=lambda saved: saved.step)
+
+  def _best(self, states: list[Saved]) -> Saved | None:
+    sign = 1.0 if self.best_mode == 'max' else -1.0
+    measured = [
+        (sign * saved.metrics[self.best_metric], saved.step, saved)
+        for saved in states
+        if math.isfinite(saved.metrics.get(self.best_metric, math.nan))
+    ]
+    return max(measured)[-1] if measured else None
 
   def _remove_superseded(self, current: int) -> None:
-    saved = self.all()
-    stay = {s.step for s in saved[-self.keep :]} | {current}
-    best = self.best()
-    if best is not None:
-      stay.add(best.step)
-    for old in saved:
-      if old.step not in stay:
-        shutil.rmtree(old.path, ignore_errors=True)
+    committed = self._committed()
+    # A run that had to go back to an older state writes the later ones anew.
+    valid = [saved for saved in committed if saved.step <= current]
+    stay = [*valid[-self.keep :], self._best(valid)]
+    for saved in committed:
+      if saved not in stay:
+        shutil.rmtree(saved.path, ignore_errors=True)
+
+  def _remove_unfinished(self) -> None:
+    """Removes what a run that was killed while saving has left, and our own remains."""
+    for name in _entries(self.model_dir):
+      if name.startswith('checkpoint_') and name.endswith('.tmp'):
+        shutil.rmtree(os.path.join(self.model_dir, name), ignore_errors=True)
+
+
+def _entries(folder: str) -> list[str]:
+  return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def _files(folder: str) -> list[str]:
+  """Relative paths of all files in a folder, the manifest aside."""
+  found = [
+      os.path.relpath(os.path.join(parent, name), folder)
+      for parent, _, names in os.walk(folder)
+      for name in names
+  ]
+  return sorted(name for name in found if name != _MANIFEST)
 
 
 def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
@@ -237,11 +280,72 @@ def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
   return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in leaves]
 
 
-def _sums(tree: PyTree) -> dict[str, str]:
-  sums = {}
-  for name, leaf in _named_leaves(tree):
-    array = np.ascontiguousarray(leaf)
-    digest = hashlib.sha256(f'{array.dtype} {array.shape}'.encode())
-    digest.update(array.tobytes())
-    sums[name] = digest.hexdigest()
-  return sums
+def _write_manifest(folder: str, manifest: dict[str, Any]) -> None:
+  manifest = {name: value for name, value in manifest.items() if name != 'sha256'}
+  manifest['sha256'] = _sum(manifest)
+  with written_whole(os.path.join(folder, _MANIFEST)) as unfinished:
+    with open(unfinished, 'w', encoding='utf-8') as file:
+      json.dump(manifest, file, indent=1)
+
+
+def _read_manifest(folder: str) -> dict[str, Any]:
+  path = os.path.join(folder, _MANIFEST)
+  try:
+    with open(path, encoding='utf-8') as file:
+      manifest = json.load(file)
+    recorded = manifest.pop('sha256')
+  except (OSError, ValueError, KeyError, AttributeError) as error:
+    raise _DamagedError(f'{path} cannot be read ({error!r}).') from error
+  if recorded != _sum(manifest):
+    raise _DamagedError(f'{path} is damaged: it does not have the sha256 that it records.')
+  return manifest
+
+
+def _sum(manifest: Mapping[str, Any]) -> str:
+  return hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
+
+
+def _why_not_committed(path: str) -> str:
+  if path.endswith('.tmp'):
+    return f'{path} is being written, or was left by a run that was killed while saving.'
+  if not os.path.exists(os.path.join(path, _MANIFEST)):
+    return f'{path} holds no state of a run (it has no {_MANIFEST}).'
+  try:
+    _read_manifest(path)
+  except _DamagedError as error:
+    return str(error)
+  return f'{path} has only just been written.'
+
+
+def _check_arrays(
+    expected: Mapping[str, list], found: Mapping[str, list], path: str
+) -> None:
+  def shown(arrays: Mapping[str, list], name: str) -> str:
+    if name not in arrays:
+      return 'nothing'
+    dtype, *shape = arrays[name]
+    return f'{dtype}{shape}'
+
+  mismatches = [
+      f'{name}: {shown(found, name)} there, {shown(expected, name)} in this run'
+      for name in sorted(expected.keys() | found.keys())
+      if shown(found, name) != shown(expected, name)
+  ]
+  if mismatches:
+    raise CheckpointError(
+        f'{path} was saved by another run than this:\n  '
+        + '\n  '.join(mismatches)
+        + '\nUse the backbone, method and optimiser of the run that saved it, or set '
+        'MODEL_DIR to a new folder.'
+    )
+
+
+def _check_files(path: str, sums: Mapping[str, str]) -> None:
+  for name, expected in sums.items():
+    file = os.path.join(path, name)
+    if not os.path.isfile(file):
+      raise _DamagedError(f'{path} is damaged: its file {name} is missing.')
+    if file_sha256(file) != expected:
+      raise _DamagedError(
+          f'{path} is damaged: {name} does not have the sha256 that {_MANIFEST} records.'
+      )

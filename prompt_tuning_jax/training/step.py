@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.training import losses
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.typing import Array, Batch, PyTree
@@ -166,3 +167,34 @@ def _accumulate(gradient_of, trainable, batch, weights_BT, rng, microbatches):
   )
   total, _ = jax.lax.scan(one_part, zero, (jnp.arange(microbatches), parts))
   return total
+
+
+def loss_and_grad(
+    backbone: Backbone,
+    method: nn.Module,
+    params: PyTree,
+    batch: Batch,
+    loss: losses.LossConfig = losses.LossConfig(),
+) -> tuple[Array, PyTree]:
+  """The loss of a batch and its gradient by the method's parameters, for notebooks.
+
+  Args:
+    backbone: the frozen model.
+    method: the prompt method.
+    params: its parameters, `method.init(key, backbone.spec)['params']`.
+    batch: with the method's virtual tokens placed.
+    loss: z-loss, smoothing and normalisation; without dropout.
+
+  Returns:
+    (loss, gradient); the gradient has the structure of `params`.
+  """
+  weights_BT, factor = losses.weights_and_factor(batch, loss.normalizing_factor)
+  total_of = make_loss_fn(method, backbone.module, loss)
+
+  def loss_fn(params):
+    total, _ = total_of(
+        {'prompt': params}, {'backbone': backbone.params}, batch, weights_BT
+    )
+    return total / factor
+
+  return jax.value_and_grad(loss_fn)(params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -22,14 +23,14 @@ from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixtu
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation.evaluate import Evaluator
 from prompt_tuning_jax.training import loop
-from prompt_tuning_jax.training import model_dir as model_dir_lib
 from prompt_tuning_jax.training import trainable as trainable_lib
+from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.losses import LossConfig
+from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.optimizers import adafactor
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState, make_train_step
 from prompt_tuning_jax.typing import Injection, PyTree
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TrainResult:
     step: the step it is from: the best by the chosen metric, else the last.
     metrics: validation metrics at that step.
     prompt: the artifact as loaded; None where only a model was tuned.
+    backbone_path: folder of the tuned backbone; None where it stayed frozen.
     params: parameters of that step that trained, `{'prompt': …}` and/or `{'backbone': …}`.
   """
 
@@ -48,6 +50,7 @@ class TrainResult:
   step: int
   metrics: dict[str, float]
   prompt: artifact.Prompt | None
+  backbone_path: str | None
   params: PyTree
 
 
@@ -73,7 +76,7 @@ def train(
     eval_batch_size: int | None = None,
     eval_period: int = 0,
     checkpoint_period: int = 0,
-    keep_checkpoints: int = 1,
+    keep_checkpoints: int = 2,
     best_metric: str | None = None,
     best_mode: str = 'max',
     log_period: int = 50,
@@ -82,14 +85,14 @@ def train(
     cache_dir: str | None = None,
     created_by: str = 'prompt_tuning_jax.train',
     progress: bool = True,
-    dry_run: bool = False,
-) -> TrainResult | None:
+) -> TrainResult:
   """Trains what `trainable` labels, on a task; run again, it resumes where it stopped.
 
   Args:
     backbone: a loaded backbone, or the name or folder of one.
     task: name of a seqio task or mixture.
-    model_dir: folder of the run: states, metrics, and at the end `prompt.safetensors`.
+    model_dir: folder of the run: states, metrics, and at the end `prompt.safetensors`,
+      and `backbone` where that was tuned.
     train_steps: optimiser updates in all.
     method: the prompt method; None tunes the model itself.
     trainable: an optimiser for the prompt (for the backbone where there is no method),
@@ -119,187 +122,215 @@ def train(
     tfds_data_dir: folder of TensorFlow Datasets.
     cache_dir: folder of the tokenised tasks.
     created_by: the command, for the artifact's manifest.
-    progress: whether to show the progress line.
-    dry_run: print what would be done, load no weights, and return None.
+    progress: whether to show what is trained and the progress line.
 
   Returns:
-    The best step's artifact and metrics, or None after a dry run.
+    The best step's artifact and metrics.
 
   Raises:
-    ValueError: if the parts do not fit together; the message names the one to change.
+    ValueError: if the parts do not fit together, or model_dir holds another run; the
+      message names what to change.
+    OSError: if model_dir cannot be written.
     FloatingPointError: if the loss is not finite; the last good state stays saved.
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
   if not isinstance(backbone, Backbone):
     backbone = load_backbone(backbone)
+  if backbone.vocabulary is None:
+    raise ValueError(
+        f'{backbone.name} has no vocabulary, without which no task can be tokenised for '
+        'it. Load it with vocabulary=<the SentencePiece model it was trained with>.'
+    )
+  if microbatches < 1 or batch_size % microbatches:
+    raise ValueError(
+        f'MICROBATCHES={microbatches} does not divide BATCH_SIZE={batch_size}. Choose a '
+        'divisor.'
+    )
   feature_lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   placement = as_placement(placement)
-  subject = 'backbone' if method is None else 'prompt'
   if trainable is None:
     trainable = adafactor(0.001 if method is None else 0.3)
+  subject = 'backbone' if method is None else 'prompt'
   labelling = trainable if isinstance(trainable, Mapping) else {subject: trainable}
-  num_virtual_tokens = method.num_virtual_tokens if method is not None else 0
-  description = {
-      'backbone': backbone.name,
-      'method': describe_method(method),
-      'trainable': sorted(labelling),
-      'task': task,
-      'batch_size': batch_size,
-      'feature_lengths': feature_lengths,
-      'placement': placement.description,
-      'lengths': lengths,
-      'loss': dataclasses.asdict(loss),
-      'dropout_rate': dropout_rate,
-      'random_seed': random_seed,
-  }
-  if dry_run:
-    print(_summary(backbone, description, train_steps))
-    return None
-
-  load = dict(
-      task_module=task_module, tfds_data_dir=tfds_data_dir, cache_dir=cache_dir
-  )
-  batches = TrainBatches(
-      load_task_or_mixture(task, 'train', backbone.vocabulary, **load),
-      batch_size,
-      feature_lengths=feature_lengths,
-      vocab_size=backbone.spec.vocab_size,
-      num_virtual_tokens=num_virtual_tokens,
-      placement=placement,
-      seed=random_seed,
-      lengths=lengths,
-  )
-  evaluators = [
-      Evaluator(
-          backbone,
-          of_task,
-          batch_size=eval_batch_size or batch_size,
-          feature_lengths=feature_lengths,
-          placement=placement,
-          num_virtual_tokens=num_virtual_tokens,
-          method=eval_method,
-          lengths=lengths,
-      )
-      for of_task, _ in load_task_or_mixture(
-          eval_task or task, eval_split, backbone.vocabulary, **load
-      )
-  ]
-  params: dict[str, PyTree] = {'backbone': backbone.params}
-  if method is not None:
-    key = jax.random.key(random_seed)
-    params['prompt'] = method.init(key, backbone.spec)['params']
-  start, frozen = trainable_lib.split(params, labelling)
-  # The step donates its state; the backbone that the caller holds keeps its weights.
-  start = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), start)
-  tx = trainable_lib.make_optimizer(labelling, start)
-  module = backbone.module.clone(dropout_rate=dropout_rate)
-  description['backbone_fingerprint'] = backbone.fingerprint
-  if progress:
-    print(_summary(backbone, description, train_steps, start), file=sys.stderr)
-
-  def evaluate(state: TrainState) -> dict[str, float]:
-    results = [
-        evaluator(*_parts(method, backbone, state.trainable, frozen))
-        for evaluator in evaluators
-    ]
-    if len(results) == 1:
-      return dict(results[0].metrics)
-    return {
-        f'{evaluator.task.name}/{name}': value
-        for evaluator, result in zip(evaluators, results)
-        for name, value in result.metrics.items()
-    }
-
+  periods = loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period)
   saver = StateSaver(
       model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode
   )
-  with model_dir_lib.ModelDir(model_dir, description):
-    state = TrainState.create(start, tx)
+  # The folder comes first: nothing is loaded or compiled for a run that cannot be kept.
+  with ModelDir(model_dir) as folder:
+    description = {
+        'backbone_fingerprint': backbone.fingerprint,
+        'vocabulary': backbone.vocabulary.fingerprint,
+        'architecture': dataclasses.asdict(backbone.module.config),
+        'dtype': jnp.dtype(backbone.module.dtype).name,
+        'method': describe(method),
+        'trainable': describe(labelling),
+        'task': task,
+        'batch_size': batch_size,
+        'feature_lengths': feature_lengths,
+        'placement': placement.description,
+        'lengths': lengths,
+        'loss': dataclasses.asdict(loss),
+        'dropout_rate': dropout_rate,
+        'random_seed': random_seed,
+    }
+    folder.claim(description)
+
+    # The data.
+    load = dict(task_module=task_module, tfds_data_dir=tfds_data_dir, cache_dir=cache_dir)
+    tasks = load_task_or_mixture(task, 'train', backbone.vocabulary, **load)
+    layout = dict(
+        feature_lengths=feature_lengths,
+        placement=placement,
+        num_virtual_tokens=0 if method is None else method.num_virtual_tokens,
+        lengths=lengths,
+    )
+    batches = TrainBatches(
+        tasks,
+        batch_size,
+        vocab_size=backbone.spec.vocab_size,
+        seed=random_seed,
+        **layout,
+    )
+    evaluators = [
+        Evaluator(
+            backbone,
+            of_task,
+            batch_size=eval_batch_size or batch_size,
+            method=eval_method,
+            output_dir=model_dir,
+            progress=progress,
+            **layout,
+        )
+        for of_task, _ in load_task_or_mixture(
+            eval_task or task, eval_split, backbone.vocabulary, **load
+        )
+    ]
+    description['examples'] = {
+        f'{of_task.name}/{of_task.split}': [len(of_task), weight] for of_task, weight in tasks
+    }
+    folder.claim(description)
+
+    # The parameters.
+    params = {'backbone': backbone.params}
+    if method is not None:
+      params['prompt'] = method.init(jax.random.key(random_seed), backbone.spec)['params']
+    trained, frozen = trainable_lib.split(params, labelling)
+    # Copies, for the step donates its state, and in float32 whatever computes: in bfloat16
+    # most updates would be rounded away.
+    trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), trained)
+    tx = trainable_lib.make_optimizer(labelling, trained)
+    template = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trained)
+    if progress:
+      print(_summary(backbone, method, description, train_steps, trained), file=sys.stderr)
+
+    def parts(trained: PyTree) -> tuple[Injection | None, PyTree]:
+      """What inference needs: the folded Injection and the backbone's weights."""
+      params = trainable_lib.merge(trained, frozen)
+      if method is None:
+        return None, params['backbone']
+      return method.apply({'params': params['prompt']}, backbone.spec), params['backbone']
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+      injection, weights = parts(state.trainable)
+      step = int(state.step)
+      metrics = {}
+      for evaluator in evaluators:
+        of_task = evaluator(injection, weights, step=step).metrics
+        prefix = f'{evaluator.task.name}/' if len(evaluators) > 1 else ''
+        metrics.update({prefix + name: value for name, value in of_task.items()})
+      _check_metric(best_metric, metrics)
+      return metrics
+
     loop.run(
-        state,
+        TrainState.create(trained, tx),
         frozen,
         make_train_step(
-            method, module, tx, loss=loss, microbatches=microbatches, seed=random_seed
+            method,
+            backbone.module.clone(dropout_rate=dropout_rate),
+            tx,
+            loss=loss,
+            microbatches=microbatches,
+            seed=random_seed,
         ),
         batches,
-        loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period),
+        periods,
         saver=saver,
         evaluate=evaluate,
-        description=description,
+        description={'backbone': backbone.name, **description},
         progress=progress,
     )
+
+    # What users keep.
     chosen = saver.best() or saver.latest()
-    template = jax.eval_shape(lambda tree: TrainState.create(tree, tx), start)
     state, _ = saver.restore(template, chosen)
-    injection, backbone_params = _parts(method, backbone, state.trainable, frozen)
-    if method is None:
-      path = os.path.join(model_dir, 'backbone')
+    injection, weights = parts(state.trainable)
+    prompt = backbone_path = None
+    if 'backbone' in state.trainable:
+      backbone_path = os.path.join(model_dir, 'backbone')
       native.save_backbone(
-          path,
+          backbone_path,
           backbone.module.config,
-          backbone_params,
+          weights,
           backbone.vocabulary,
           dtype='float32',
           metadata={**description, 'step': chosen.step, 'metrics': chosen.metrics},
       )
-      return TrainResult(path, chosen.step, chosen.metrics, None, state.trainable)
-    path = os.path.join(model_dir, 'prompt.safetensors')
-    prompt = artifact.save_prompt(
-        path,
-        injection,
-        backbone=backbone,
-        method=type(method).__name__,
-        num_virtual_tokens=num_virtual_tokens,
-        placement=placement.description,
-        task=task,
-        feature_lengths=feature_lengths,
-        metrics=chosen.metrics,
+    if injection is not None:
+      prompt = artifact.save_prompt(
+          os.path.join(model_dir, 'prompt.safetensors'),
+          injection,
+          # A prompt tuned together with its backbone is worth nothing without that.
+          backbone=load_backbone(backbone_path) if backbone_path else backbone,
+          method=type(method).__name__,
+          num_virtual_tokens=method.num_virtual_tokens,
+          placement=placement.description,
+          task=task,
+          feature_lengths=feature_lengths,
+          metrics=chosen.metrics,
+          step=chosen.step,
+          created_by=created_by,
+      )
+    return TrainResult(
+        path=prompt.source if prompt else backbone_path,
         step=chosen.step,
-        created_by=created_by,
+        metrics=chosen.metrics,
+        prompt=prompt,
+        backbone_path=backbone_path,
+        params=state.trainable,
     )
-  return TrainResult(path, chosen.step, chosen.metrics, prompt, state.trainable)
 
 
-def _parts(
-    method: nn.Module | None, backbone: Backbone, trained: PyTree, frozen: PyTree
-) -> tuple[Injection | None, PyTree]:
-  """What inference needs of a state: the folded Injection and the backbone's weights."""
-  params = trainable_lib.merge(trained, frozen)
-  if method is None:
-    return None, params['backbone']
-  return method.apply({'params': params['prompt']}, backbone.spec), params['backbone']
-
-
-def describe_method(method: nn.Module | None) -> dict[str, Any] | None:
-  """A method's class and settings as JSON values; functions by their names."""
-  if method is None:
-    return None
-  settings: dict[str, Any] = {'class': type(method).__name__}
-  for field in dataclasses.fields(method):
-    if field.name in ('parent', 'name'):
-      continue
-    value = getattr(method, field.name)
-    settings[field.name] = getattr(value, '__qualname__', value).__str__()
-  return settings
+def _check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
+  if name is not None and name not in metrics:
+    near = difflib.get_close_matches(name, metrics, n=1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise ValueError(
+        f'BEST_METRIC is {name!r}, which the evaluation does not measure.{hint} It measures '
+        f'{", ".join(metrics)}. The state is saved: set it right and run the command again.'
+    )
 
 
 def _summary(
     backbone: Backbone,
+    method: nn.Module | None,
     description: Mapping[str, Any],
     train_steps: int,
-    trained: PyTree | None = None,
+    trained: PyTree,
 ) -> str:
+  """What is trained on what, in a few lines for people."""
   lengths = description['feature_lengths']
-  lines = [
+  what = 'none: the model itself is tuned'
+  if method is not None:
+    what = f'{type(method).__name__}, {method.num_virtual_tokens} virtual tokens'
+  examples = sum(count for count, _ in description['examples'].values())
+  count, total = trainable_lib.count(trained), backbone.num_params
+  return '\n'.join([
       f'backbone   {backbone!r}',
-      f'method     {description["method"] or "none: the model itself is tuned"}',
-      f'task       {description["task"]}, inputs {lengths["inputs"]}, '
-      f'targets {lengths["targets"]} tokens',
+      f'method     {what}',
+      f'task       {description["task"]}, {examples:,} examples, inputs '
+      f'{lengths["inputs"]}, targets {lengths["targets"]} tokens',
       f'training   {train_steps:,} steps of {description["batch_size"]} examples, seed '
       f'{description["random_seed"]}, dropout {description["dropout_rate"]}',
-  ]
-  if trained is not None:
-    count, total = trainable_lib.count(trained), backbone.num_params
-    share = 100 * count / total
-    lines.append(f'trainable  {count:,} of {total:,} parameters ({share:.3g} %)')
-  return '\n'.join(lines)
+      f'trainable  {count:,} of {total:,} parameters ({100 * count / total:.3g} %)',
+  ])

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning_jax.backbones.t5 import REMAT_POLICIES, T5, T5Config
+from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.backbones.t5_layers import relative_position_bucket
+from prompt_tuning_jax.backbones.t5_stacks import REMAT_POLICIES
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.typing import Batch, Injection
 from tests.conftest import (

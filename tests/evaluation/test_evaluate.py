@@ -17,12 +17,16 @@ from prompt_tuning_jax.evaluation.evaluate import EvalResult, Evaluator, evaluat
 from prompt_tuning_jax.typing import Injection
 
 CLASSES = ['yes', 'no', 'not at all']
+# One shape of batches throughout, so that few programs are compiled.
+SHAPE = dict(
+    batch_size=4, feature_lengths={'inputs': 27, 'targets': 8}, lengths='pad', progress=False
+)
 WORDS = 'the old man and a sea that was green under his small boat'.split()
 
 
 def texts(count=7, seed=0):
   rng = np.random.default_rng(seed)
-  return [' '.join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(count)]
+  return [' '.join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(count)]
 
 
 def classification(backbone, count=7):
@@ -42,7 +46,7 @@ def task(backbone):
 
 @pytest.fixture(scope='module')
 def ranked(backbone, soft_prompt, task):
-  return evaluate(backbone, soft_prompt, task, batch_size=4, progress=False)
+  return evaluate(backbone, soft_prompt, task, **SHAPE)
 
 
 def test_the_ranked_class_is_the_likeliest_target(backbone, soft_prompt, task, ranked):
@@ -51,7 +55,7 @@ def test_the_ranked_class_is_the_likeliest_target(backbone, soft_prompt, task, r
   for i, prediction in enumerate(ranked.predictions):
     batch = make_batch(
         [{'inputs': task[i]['inputs'], 'targets': [*encode(c), 1]} for c in CLASSES],
-        input_length=32,
+        input_length=27,
         target_length=8,
         vocab_size=512,
         num_virtual_tokens=5,
@@ -71,35 +75,21 @@ def test_the_ranked_class_is_the_likeliest_target(backbone, soft_prompt, task, r
 
 
 def test_batch_size_and_lengths_change_no_score(backbone, soft_prompt, task, ranked):
-  for batch_size, lengths in ((3, 'bucket'), (7, 'pad')):
-    other = evaluate(
-        backbone,
-        soft_prompt,
-        task,
-        batch_size=batch_size,
-        lengths=lengths,
-        feature_lengths={'inputs': 40, 'targets': 8},
-        progress=False,
+  other = evaluate(
+      backbone, soft_prompt, task, batch_size=3, lengths='bucket', progress=False
+  )
+  assert other.metrics == ranked.metrics
+  for left, right in zip(other.predictions, ranked.predictions):
+    assert left['index'] == right['index']
+    np.testing.assert_allclose(
+        list(left['scores'].values()), list(right['scores'].values()), rtol=1e-4
     )
-    assert other.metrics == ranked.metrics
-    for left, right in zip(other.predictions, ranked.predictions):
-      assert left['index'] == right['index']
-      np.testing.assert_allclose(
-          list(left['scores'].values()), list(right['scores'].values()), rtol=1e-4
-      )
 
 
 def test_an_evaluator_takes_the_parameters_of_the_moment_without_compiling_again(
     backbone, soft_prompt, task
 ):
-  evaluator = Evaluator(
-      backbone,
-      task,
-      batch_size=4,
-      feature_lengths={'inputs': 32, 'targets': 8},
-      num_virtual_tokens=5,
-      progress=False,
-  )
+  evaluator = Evaluator(backbone, task, num_virtual_tokens=5, **SHAPE)
   first = evaluator(soft_prompt, backbone.params, step=1)
   compiled = ranking.score_choices._cache_size()
   moved = jax.tree.map(lambda x: x + 1.0, soft_prompt)
@@ -114,7 +104,7 @@ def test_an_evaluator_takes_the_parameters_of_the_moment_without_compiling_again
 
 def test_generation_is_scored_by_the_text_that_is_decoded(backbone, soft_prompt, task):
   result = evaluate(
-      backbone, soft_prompt, task, batch_size=4, method='generate', progress=False
+      backbone, soft_prompt, task, method='generate', **SHAPE
   )
   for i, prediction in enumerate(result.predictions):
     text = prediction['prediction_text']
@@ -126,18 +116,24 @@ def test_generation_is_scored_by_the_text_that_is_decoded(backbone, soft_prompt,
 
 
 def test_a_task_without_classes_is_generated_and_scored_as_text(backbone):
-  examples = [{'inputs': text, 'targets': 'the sea'} for text in texts(3)]
+  examples = [{'inputs': text, 'targets': 'the sea'} for text in texts(4)]
   task = TokenizedTask.from_examples(examples, backbone.vocabulary, name='text')
   decoding = Decoding(strategy='sample', max_length=4, seed=3)
-  result = evaluate(
-      backbone, None, task, batch_size=4, decoding=decoding, progress=False
+  result = evaluate(backbone, None, task, decoding=decoding, **SHAPE)
+  by_hand = decoding(
+      backbone.module,
+      backbone.params,
+      make_batch(
+          [task[i] for i in range(4)],
+          input_length=27,
+          target_length=8,
+          vocab_size=512,
+      ).encoder_input_tokens,
   )
-  again = evaluate(
-      backbone, None, task, batch_size=2, decoding=decoding, progress=False
-  )
-  answers = [p['prediction_text'] for p in result.predictions]
-  assert answers == [p['prediction_text'] for p in again.predictions]
-  assert [p['target'] for p in result.predictions] == ['the sea'] * 3
+  assert [p['prediction_text'] for p in result.predictions] == [
+      backbone.vocabulary.decode(tokens) for tokens in np.asarray(by_hand.tokens_BKT)[:, 0]
+  ]
+  assert [p['target'] for p in result.predictions] == ['the sea'] * 4
   assert result.metrics == {'accuracy': 0.0}
 
 
@@ -148,7 +144,8 @@ def mean_log_probability(targets, scores):
 
 
 def test_a_metric_over_scores_gets_the_log_probability_of_each_target(backbone):
-  examples = [{'inputs': t, 'targets': c} for t, c in zip(texts(3), CLASSES)]
+  labels = [*CLASSES, 'no']
+  examples = [{'inputs': t, 'targets': c} for t, c in zip(texts(4), labels)]
   task = TokenizedTask.from_examples(
       examples,
       backbone.vocabulary,
@@ -160,8 +157,8 @@ def test_a_metric_over_scores_gets_the_log_probability_of_each_target(backbone):
       'metric_fns': [mean_log_probability, metrics.accuracy],
       'postprocess_fn': task.postprocess_fn,
   }
-  result = evaluate(backbone, None, task, batch_size=2, progress=False)
-  expected = [p['scores'][c] for p, c in zip(result.predictions, CLASSES)]
+  result = evaluate(backbone, None, task, **SHAPE)
+  expected = [p['scores'][c] for p, c in zip(result.predictions, labels)]
   assert result.metrics['mean_log_probability'] == pytest.approx(
       np.mean(expected), rel=1e-4
   )
@@ -174,32 +171,24 @@ def test_an_artifact_brings_its_lengths_and_placement(backbone, soft_prompt, tas
       soft_prompt,
       backbone=backbone,
       placement='suffix',
-      feature_lengths={'inputs': 24, 'targets': 8},
+      feature_lengths=SHAPE['feature_lengths'],
       step=30,
   )
-  result = evaluate(backbone, prompt, task, batch_size=4, progress=False)
-  by_hand = evaluate(
-      backbone,
-      soft_prompt,
-      task,
-      batch_size=4,
-      feature_lengths={'inputs': 24, 'targets': 8},
-      placement='suffix',
-      progress=False,
-  )
-  in_front = evaluate(backbone, soft_prompt, task, batch_size=4, progress=False)
+  result = evaluate(backbone, prompt, task, batch_size=4, lengths='pad', progress=False)
+  by_hand = evaluate(backbone, soft_prompt, task, placement='suffix', **SHAPE)
+  in_front = evaluate(backbone, soft_prompt, task, **SHAPE)
   assert result.predictions == by_hand.predictions
   assert result.predictions != in_front.predictions
   assert result.step == 30
 
 
 def test_several_tasks_give_a_result_each(backbone, task):
-  other = classification(backbone, count=2)
+  other = classification(backbone, count=5)
   other.manifest['task'] = 'other'
-  results = evaluate(backbone, None, [task, other], batch_size=4, progress=False)
+  results = evaluate(backbone, None, [task, other], **SHAPE)
   assert {name: len(r.predictions) for name, r in results.items()} == {
       'toy': 7,
-      'other': 2,
+      'other': 5,
   }
 
 
@@ -235,9 +224,7 @@ def test_results_are_written_once_for_each_step_and_split(tmp_path):
 
 
 def test_an_evaluator_writes_what_it_returns(backbone, task, tmp_path):
-  evaluator = Evaluator(
-      backbone, task, batch_size=4, output_dir=str(tmp_path), lengths='bucket', progress=False
-  )
+  evaluator = Evaluator(backbone, task, output_dir=str(tmp_path), **SHAPE)
   result = evaluator(None, step=5)
   folder = tmp_path / 'inference_eval'
   assert read(folder / 'toy-predictions.jsonl') == result.predictions

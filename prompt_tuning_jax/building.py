@@ -1,0 +1,145 @@
+"""What gin files build a run from, where the library's own functions would do too much.
+
+`registry.py` offers these under their own names in gin. In a dry run they check what can
+be checked without reading anything large.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.backbones.t5 import T5, T5Config
+from prompt_tuning_jax.checkpoints import load
+from prompt_tuning_jax.data.tokenized_task import TokenizedTask
+from prompt_tuning_jax.data.vocabulary import Vocabulary
+
+# In a dry run weights may be missing where the sizes are known, and texts stay unread.
+_dry_run = False
+
+
+@contextlib.contextmanager
+def dry_run() -> Iterator[None]:
+  """In this context gin's objects are built as far as nothing large is read."""
+  global _dry_run
+  _dry_run = True
+  try:
+    yield
+  finally:
+    _dry_run = False
+
+
+def load_backbone(
+    where: str | os.PathLike[str],
+    *,
+    config: T5Config | None = None,
+    dtype: str = 'float32',
+    max_distance: int | None = None,
+    vocabulary: Vocabulary | str | None = None,
+    remat: str = 'none',
+) -> Backbone:
+  """`checkpoints.load.load_backbone` for gin files that also state the model's sizes.
+
+  Args:
+    config: the sizes that the model must have; None for whatever it has.
+
+  Raises:
+    ValueError: if the model at `where` has other sizes than `config`; else as
+      `checkpoints.load.load_backbone`.
+  """
+  try:
+    backbone = load.load_backbone(
+        where, dtype=dtype, max_distance=max_distance, vocabulary=vocabulary, remat=remat
+    )
+  except (FileNotFoundError, ValueError):
+    if not _dry_run or config is None or os.path.exists(where):
+      raise
+    return _absent(os.fspath(where), config)
+  if config is not None and backbone.spec != T5(config).spec:
+    raise ValueError(
+        f'{where} holds a model of other sizes ({backbone.spec}) than MODEL_CONFIG says '
+        f'({T5(config).spec}). Name the file of gin/models/ that belongs to it, or set '
+        'MODEL_CONFIG=None.'
+    )
+  return backbone
+
+
+def _absent(where: str, config: T5Config) -> Backbone:
+  def load_params():
+    raise FileNotFoundError(f'{where} is not on this machine.')
+
+  name = '/'.join(where.rstrip('/').split('/')[-2:])
+  return Backbone(
+      name, T5(config), None, load_params, source=f'{where} (not on this machine)'
+  )
+
+
+def vocabulary_of(backbone: Backbone) -> Vocabulary:
+  """The vocabulary a backbone was trained with.
+
+  Raises:
+    ValueError: if it has none.
+  """
+  if backbone.vocabulary is None and not _dry_run:
+    raise ValueError(
+        f'{backbone.name} has no vocabulary beside its weights; set VOCABULARY to the '
+        'SentencePiece model it was trained with.'
+    )
+  return backbone.vocabulary
+
+
+def text_files(
+    paths: str | Sequence[str],
+    vocabulary: Vocabulary,
+    *,
+    name: str | None = None,
+    split: str = 'train',
+    cache_dir: str | None = None,
+) -> TokenizedTask | tuple[str, ...]:
+  """`TokenizedTask.from_text_files`; in a dry run the paths, once they are known to exist."""
+  if _dry_run:
+    return _existing(paths)
+  return TokenizedTask.from_text_files(
+      paths, vocabulary, name=name, split=split, cache_dir=cache_dir
+  )
+
+
+def jsonl_pairs(
+    path: str,
+    vocabulary: Vocabulary,
+    *,
+    name: str | None = None,
+    split: str = 'train',
+    cache_dir: str | None = None,
+) -> TokenizedTask | tuple[str, ...]:
+  """`TokenizedTask.from_jsonl`; in a dry run the path, once it is known to exist."""
+  if _dry_run:
+    return _existing(path)
+  return TokenizedTask.from_jsonl(
+      path, vocabulary, name=name, split=split, cache_dir=cache_dir
+  )
+
+
+def _existing(paths: str | Sequence[str]) -> tuple[str, ...]:
+  paths = (paths,) if isinstance(paths, str) else tuple(paths)
+  for path in paths:
+    if not os.path.isfile(path):
+      raise FileNotFoundError(f'No text file {path}.')
+  return paths
+
+
+def steps_after(total: int, start: int) -> int:
+  """Steps of a run that ends at `total`, counted T5X's way from pretraining's start.
+
+  Raises:
+    ValueError: if `total` is not beyond `start`.
+  """
+  if total <= start:
+    raise ValueError(
+        f'TRAIN_STEPS={total:,} is not beyond PRETRAINED_STEPS={start:,}: in T5X it counts '
+        f'the pretraining too. For n steps set TRAIN_STEPS={start:,} + n, or set '
+        'TRAIN_STEPS_RELATIVE=n instead.'
+    )
+  return total - start
