@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Before JAX is imported: tests run on the CPU, as four devices.
+# Before JAX is imported: tests run on the CPU, as four devices. They compile much and
+# compute little, so the compiler's costly passes, which take half of the time, are off.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
-)
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=4',
+    '--xla_backend_optimization_level=0',
+    '--xla_llvm_disable_expensive_passes=true',
+])
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import jax

@@ -219,7 +219,7 @@ class Evaluator:
         self._batches,
         desc=f'{what} {self.task.name}',
         unit='batch',
-        disable=not self._progress,
+        disable=None if self._progress else True,  # None: only on a terminal
         leave=False,
         file=sys.stderr,
     )

@@ -116,7 +116,9 @@ def run(
     state, _ = restored
   step = int(state.step)
   # A run may have been killed after its state was saved and before that was evaluated.
-  unmeasured = evaluate and config.evaluates_at(step) and not saver.metrics(step)
+  unmeasured = (
+      evaluate is not None and config.evaluates_at(step) and not saver.metrics(step)
+  )
   if step >= config.train_steps and not unmeasured:
     return state
 
@@ -145,7 +147,7 @@ def run(
             f'Stopped at step {step} of {config.train_steps}; its state is in '
             f'{saver.path(step)}. Run the same command again to go on.'
         )
-      if evaluate and config.evaluates_at(step):
+      if evaluate is not None and config.evaluates_at(step):
         evaluate_state()
   return state
 

@@ -34,7 +34,7 @@ from prompt_tuning_jax.checkpoints.source import (
 from prompt_tuning_jax.typing import PyTree
 
 _NAME = re.compile(r'checkpoint_(\d+)')
-_UNFINISHED = re.compile(r'checkpoint_\d+\.tmp')
+_UNFINISHED = re.compile(r'checkpoint_\d+(\.old)?\.tmp')
 _MANIFEST = 'manifest.json'
 _ARRAYS = 'state'
 
@@ -124,8 +124,7 @@ class StateSaver:
                     for name in _files(unfinished)},
       }
       _write_manifest(unfinished, manifest)
-      if os.path.lexists(path):
-        os.rename(path, path + '.old.tmp')
+      self._remove(path)
       os.rename(unfinished, path)
     except Exception as error:  # Whatever Orbax and TensorStore raise on a full disk.
       kept = ', '.join(str(saved.step) for saved in self._committed()) or 'none'
@@ -252,7 +251,14 @@ class StateSaver:
     stay = [*valid[-self.keep :], self._best(valid)]
     for saved in committed:
       if saved not in stay:
-        shutil.rmtree(saved.path, ignore_errors=True)
+        self._remove(saved.path)
+
+  def _remove(self, path: str) -> None:
+    """Removes a state; a run that is killed meanwhile leaves no half of one."""
+    if os.path.lexists(path):
+      doomed = path + '.old.tmp'
+      os.rename(path, doomed)
+      shutil.rmtree(doomed, ignore_errors=True)
 
   def _remove_unfinished(self) -> None:
     """Removes what a run that was killed while saving has left, and our own remains."""
@@ -307,7 +313,7 @@ def _sum(manifest: Mapping[str, Any]) -> str:
 
 def _why_not_committed(path: str) -> str:
   if path.endswith('.tmp'):
-    return f'{path} is being written, or was left by a run that was killed while saving.'
+    return f'{path} is being written or removed, or was left by a run that was killed then.'
   if not os.path.exists(os.path.join(path, _MANIFEST)):
     return f'{path} holds no state of a run (it has no {_MANIFEST}).'
   try:
