@@ -45,7 +45,6 @@ setuptools.setup(
     install_requires=[
         'flax>=0.12',
         'gin-config>=0.5',
-        'grain>=0.2.12',
         'importlib_resources',  # Writing TFDS data needs it, but TFDS does not declare it.
         'jax>=0.10',
         'ml_dtypes',

@@ -90,7 +90,7 @@ def demo(model_dir: str | None = None) -> None:
 
   _heading('Next')
   print(
-      f'prompt-tuning infer --gin_file=models/nano --gin.PROMPT_FILE={result.path} \\\n'
+      f'prompt-tuning infer --gin_file=demo --gin.PROMPT_FILE={result.path} \\\n'
       '  "definition: a small animal with long ears that eats grass"\n'
       'prompt-tuning train --help    # the recipes and what can be set'
   )

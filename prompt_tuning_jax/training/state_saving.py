@@ -120,8 +120,9 @@ class StateSaver:
           'metrics': {},
           'description': plain(description or {}),
           'arrays': {name: [str(a.dtype), *a.shape] for name, a in arrays.items()},
-          'files': {name: file_sha256(os.path.join(unfinished, name))
-                    for name in _files(unfinished)},
+          'files': {
+              name: file_sha256(os.path.join(unfinished, name)) for name in _files(unfinished)
+          },
       }
       _write_manifest(unfinished, manifest)
       self._remove(path)
@@ -147,13 +148,9 @@ class StateSaver:
 
   def all(self) -> list[Saved]:
     """Every committed state, oldest first; what else lies there is named in a warning."""
-    committed = self._committed()
-    paths = {saved.path for saved in committed}
-    for name in sorted(_entries(self.model_dir)):
-      path = os.path.join(self.model_dir, name)
-      if path not in paths and (_NAME.fullmatch(name) or _UNFINISHED.fullmatch(name)):
-        warnings.warn(f'{_why_not_committed(path)} It is ignored.', stacklevel=2)
-    return committed
+    for why in self._others().values():
+      warnings.warn(f'{why} It is ignored.', stacklevel=2)
+    return self._committed()
 
   def best(self) -> Saved | None:
     """The state with the best metric, the later one where two are equal."""
@@ -189,7 +186,11 @@ class StateSaver:
     """
     if saved is not None:
       return self._restore(template, saved.path), saved.step
-    problems = []
+    problems = [
+        why
+        for path, why in self._others().items()
+        if os.path.exists(os.path.join(path, _MANIFEST)) and not path.endswith('.tmp')
+    ]
     for candidate in reversed(self.all()):
       try:
         return self._restore(template, candidate.path), candidate.step
@@ -235,6 +236,16 @@ class StateSaver:
         found.append(Saved(manifest['step'], path, manifest['metrics']))
     return sorted(found, key=lambda saved: saved.step)
 
+  def _others(self) -> dict[str, str]:
+    """Why what is called like a state is none, by path."""
+    committed = {saved.path for saved in self._committed()}
+    paths = [
+        os.path.join(self.model_dir, name)
+        for name in sorted(_entries(self.model_dir))
+        if _NAME.fullmatch(name) or _UNFINISHED.fullmatch(name)
+    ]
+    return {path: _why_not_committed(path) for path in paths if path not in committed}
+
   def _best(self, states: list[Saved]) -> Saved | None:
     sign = 1.0 if self.best_mode == 'max' else -1.0
     measured = [
@@ -257,6 +268,7 @@ class StateSaver:
     """Removes a state; a run that is killed meanwhile leaves no half of one."""
     if os.path.lexists(path):
       doomed = path + '.old.tmp'
+      shutil.rmtree(doomed, ignore_errors=True)
       os.rename(path, doomed)
       shutil.rmtree(doomed, ignore_errors=True)
 

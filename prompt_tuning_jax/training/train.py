@@ -263,6 +263,7 @@ def train(
 
     # What users keep.
     chosen = saver.best() or saver.latest()
+    _check_metric(best_metric, chosen.metrics)
     state, _ = saver.restore(template, chosen)
     injection, weights = parts(state.trainable)
     prompt = backbone_path = None

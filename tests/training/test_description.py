@@ -74,7 +74,7 @@ def test_a_thing_that_refers_to_itself_is_described():
     [
         ({'a': 1}, {'a': 1}, []),
         ({'a': {'b': [1, 2]}}, {'a': {'b': [1, 3]}}, ['a.b.1: 2 there, 3 here']),
-        ({'a': None}, {'a': {'b': 1}}, ['a.b: nothing there, 1 here', 'a: None there, nothing here']),
+        ({'a': {'b': 1}}, {'a': {}}, ['a: nothing there, {} here', 'a.b: 1 there, nothing here']),
         ({}, {'a': 'x'}, ["a: nothing there, 'x' here"]),
     ],
 )

@@ -91,11 +91,11 @@ def test_a_file_that_is_cut_or_gone_is_named(run_dir, harm):
 
 
 def test_where_all_states_are_damaged_each_is_named(run_dir):
-  for step in (1, 2):
-    flip_byte(max(_files(run_dir / f'checkpoint_{step}' / 'state'), key=os.path.getsize), 9)
+  flip_byte(run_dir / 'checkpoint_1' / 'manifest.json', 50)
+  flip_byte(_files(run_dir / 'checkpoint_2' / 'state')[0], 9)
   with pytest.warns(UserWarning), pytest.raises(CheckpointError) as error:
     StateSaver(run_dir).restore(_state())
-  assert 'checkpoint_1 is damaged' in str(error.value)
+  assert 'checkpoint_1/manifest.json' in str(error.value)
   assert 'checkpoint_2 is damaged' in str(error.value)
   assert 'set MODEL_DIR to a new folder' in str(error.value)
 

@@ -188,6 +188,8 @@ def test_run_again_a_finished_run_gives_the_same(run, prompted, animal_backbone)
   again = _tune_prompt(run, animal_backbone, model_dir)
   assert_same_trees(again.params, result.params)
   assert again.metrics == result.metrics and again.step == result.step
+  with pytest.raises(ValueError, match="BEST_METRIC is 'f1'.* It measures accuracy"):
+    _tune_prompt(run, animal_backbone, model_dir, best_metric='f1')
 
 
 @pytest.mark.parametrize(
