@@ -1,11 +1,10 @@
-"""A tiny backbone and a task whose every program is compiled once in a test session."""
+"""A tiny backbone and tiny tasks to train on."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import native
@@ -33,24 +32,6 @@ _ANSWERS = {
     'other_animal': {'cat': 'no', 'dog': 'yes'},
     'unlabelled': {'cat': '<unk>', 'dog': '<unk>'},
 }
-
-
-@pytest.fixture(scope='session', autouse=True)
-def compiled_once(tmp_path_factory):
-  """Keeps compiled programs, for every call of `train` builds its step anew."""
-  settings = {
-      'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-      'jax_persistent_cache_min_compile_time_secs': 0,
-      'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='session')

@@ -147,7 +147,7 @@ def test_the_prompts_gradient_equals_t5x(golden, case):
   batch = prepend_virtual(recorded_batch(recorded), MINI_CONFIG.vocab_size, 5)
   weights_BT, _ = losses.weights_and_factor(batch, None)
   loss_fn = make_loss_fn(method, module, LossConfig())
-  gradient, sums = jax.grad(loss_fn, has_aux=True)(
+  gradient, sums = jax.jit(jax.grad(loss_fn, has_aux=True))(
       {'prompt': {'prompt': jnp.asarray(recorded['prompt'])}},
       {'backbone': params},
       batch,
