@@ -146,7 +146,7 @@ def _main(argv: list[str]) -> int:
   if name == 'demo':
     from prompt_tuning_jax import demo
 
-    demo.demo()
+    demo.demo(options.model_dir)
     return 0
   if options.tfds_data_dir:
     bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')

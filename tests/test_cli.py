@@ -407,3 +407,13 @@ def test_a_folder_without_saved_states_cannot_be_evaluated_or_exported(
   )
   assert status == 2
   assert 'nothing holds no saved state' in errors
+
+
+def test_the_demo_runs_in_the_folder_that_is_asked_for(monkeypatch, tmp_path):
+  from prompt_tuning_jax import demo
+
+  folders = []
+  monkeypatch.setattr(demo, 'demo', folders.append)
+  assert cli.main(['demo', f'--model_dir={tmp_path}']) == 0
+  assert cli.main(['demo']) == 0
+  assert folders == [str(tmp_path), None]
