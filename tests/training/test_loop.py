@@ -206,7 +206,15 @@ def test_a_state_is_saved_before_it_is_evaluated_and_evaluated_when_the_run_resu
   assert evaluated == [4, 8]
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_evaluation(tmp_path):
+@pytest.fixture
+def interruptible():
+  """SIGINT as at a terminal; a process started in the background ignores it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_evaluation(tmp_path, interruptible):
   def evaluate(state):
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
