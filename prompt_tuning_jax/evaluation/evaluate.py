@@ -31,7 +31,7 @@ from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
-from prompt_tuning_jax.training.metrics_writer import read_jsonl
+from prompt_tuning_jax.jsonl import read_jsonl
 from prompt_tuning_jax.typing import Injection, PyTree
 
 if TYPE_CHECKING:

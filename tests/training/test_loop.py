@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from prompt_tuning_jax.training import loop
-from prompt_tuning_jax.training.metrics_writer import read_jsonl
+from prompt_tuning_jax.jsonl import read_jsonl
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState
 from tests.checkpoints.samples import assert_same_trees, flip_byte

@@ -8,7 +8,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from prompt_tuning_jax.training.metrics_writer import MetricsWriter, read_jsonl
+from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.training.metrics_writer import MetricsWriter
 
 
 def tensorboard_scalars(folder):
