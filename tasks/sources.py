@@ -20,6 +20,9 @@ import tensorflow as tf
 
 from prompt_tuning_jax.data.provenance import LOCAL_DATA_VARIABLE
 
+# Of the columns that are not text.
+_DTYPES = {'label': tf.int64, 'idx': tf.int64}
+
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl:
@@ -37,11 +40,11 @@ class Jsonl:
   texts: Sequence[str]
   label_names: Sequence[str]
 
-  def read(self, path: str) -> dict[str, list[Any]]:
-    """Reads a file as columns: the texts, `label` (-1 where missing) and `idx`.
+  def read(self, path: str, split: str) -> dict[str, list[Any]]:
+    """Reads a split's file as columns: the texts, `label` (-1 where missing) and `idx`.
 
     Raises:
-      ValueError: if a line is not what is expected; file and line are named.
+      ValueError: if a line is not what is expected, or there is none; the file is named.
     """
     columns: dict[str, list[Any]] = {name: [] for name in (*self.texts, 'label', 'idx')}
     with open(path, encoding='utf-8') as file:
@@ -53,13 +56,22 @@ class Jsonl:
               raise ValueError(f'{name!r} is not a text')
             columns[name].append(row[name])
           columns['label'].append(self._label(row.get('label', -1)))
-          columns['idx'].append(row.get('idx', number - 1))
+          index = row.get('idx', number - 1)
+          if not isinstance(index, int):
+            raise ValueError(f"'idx' is {index!r}, not a whole number")
+          columns['idx'].append(index)
         except (ValueError, TypeError, KeyError) as error:
           reason = f'no field {error}' if isinstance(error, KeyError) else error
           raise ValueError(
               f'{path}, line {number}: {reason}. Expected one JSON object a line with '
               f'{", ".join(self.texts)} and label (of {", ".join(self.label_names)}).'
           ) from error
+    if not columns['idx']:
+      raise ValueError(
+          f'{path}, the file of the split {split!r}, is empty. Expected one JSON object a '
+          f'line with {", ".join(self.texts)} and label. Copy the official file there '
+          'again, or use another split.'
+      )
     return columns
 
   def _label(self, label: Any) -> int:
@@ -119,7 +131,7 @@ class LocalOrTfds(seqio.DataSource):
 
   def num_input_examples(self, split: str) -> int | None:
     if path := self.local_file(split):
-      return len(self._jsonl.read(path)['idx'])
+      return len(self._jsonl.read(path, split)['idx'])
     return self._tfds.num_input_examples(split)
 
   def list_shards(self, split: str) -> Sequence[str]:
@@ -135,7 +147,11 @@ class LocalOrTfds(seqio.DataSource):
       shard_info: seqio.ShardInfo | None = None,
   ) -> tf.data.Dataset:
     if path := self.local_file(split):
-      dataset = tf.data.Dataset.from_tensor_slices(self._jsonl.read(path))
+      # Named, for TensorFlow guesses a type from the first values.
+      dataset = tf.data.Dataset.from_tensor_slices({
+          name: tf.constant(column, _DTYPES.get(name, tf.string))
+          for name, column in self._jsonl.read(path, split).items()
+      })
       if shuffle:
         dataset = dataset.shuffle(len(dataset), seed=seed)
       if shard_info:

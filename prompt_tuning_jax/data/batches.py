@@ -10,12 +10,12 @@ a gap: row r of a step is example step · batch_size + r of an endless sequence
 
 Lengths: 'pad' gives every batch the same shape, feature length + prompt length, as
 the original code does; 'bucket' gives *the same batches* padded to the smallest of a
-few widths that holds them, which changes no result and saves most of the work.
+few encoder widths that holds them (`buckets.py`), which changes no result and saves
+most of the work.
 """
 
 from __future__ import annotations
 
-import bisect
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,18 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning_jax.data import buckets as buckets_lib
 from prompt_tuning_jax.data.order import ExampleOrder
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.typing import Batch
 
-LENGTHS = ('pad', 'bucket')
-
-# Widths are multiples of this: fused attention wants even lengths, lanes come in 8s.
-_MULTIPLE = 8
-_MOST_BUCKETS = 4
-# A further bucket must make the average batch narrower by this share.
-_WORTHWHILE = 0.02
+LENGTHS = buckets_lib.LENGTHS
 
 
 def make_batch(
@@ -120,7 +115,7 @@ class TrainBatches:
   Attributes:
     batch_size: B, rows over all hosts.
     widths: the encoder widths that occur, prompt included, ascending; with 'pad' one.
-    target_length: T, the decoder's width.
+    target_length: T, the decoder's width: the feature length, whatever `lengths`.
     examples_per_epoch: examples of all tasks together.
   """
 
@@ -160,8 +155,8 @@ class TrainBatches:
 
     Raises:
       ValueError: if an id lies beyond the vocabulary, batch_size does not divide
-        among the hosts, the placement does not fit the prompt, or a split has no
-        labels.
+        among the hosts, the placement does not fit the prompt, or an example has no
+        label.
     """
     if isinstance(tasks, TokenizedTask):
       tasks = [(tasks, 1.0)]
@@ -187,15 +182,17 @@ class TrainBatches:
         seed,
     )
     row_widths = [source.widths for source in self._sources]
-    self.widths = _widths(
+    self.widths = buckets_lib.encoder_widths(
         max(int(widths.max()) for widths in row_widths),
         lengths,
         buckets,
-        _random_batch_widths(row_widths, [weight for _, weight in tasks], batch_size),
+        buckets_lib.random_batch_widths(
+            row_widths, [weight for _, weight in tasks], batch_size
+        ),
         feature_lengths,
         num_virtual_tokens,
     )
-    self.target_length = _target_length(self._sources, lengths, feature_lengths)
+    self.target_length = feature_lengths['targets']
 
   @property
   def examples_per_epoch(self) -> int:
@@ -220,7 +217,7 @@ class TrainBatches:
     sources = self._sources
     return sources[0].batch(
         [sources[task].example(index) for task, index in rows[self._rows]],
-        encoder_width=self.widths[bisect.bisect_left(self.widths, longest)],
+        encoder_width=buckets_lib.narrowest(self.widths, longest),
         target_length=self.target_length,
     )
 
@@ -235,7 +232,7 @@ class EvalBatches:
   Attributes:
     batch_size: B, rows over all hosts.
     widths: the encoder widths that may occur, prompt included, ascending.
-    target_length: T, the decoder's width.
+    target_length: T, the decoder's width: the feature length, whatever `lengths`.
   """
 
   def __init__(
@@ -267,7 +264,7 @@ class EvalBatches:
       self._order = np.argsort(-self._source.widths, kind='stable')
     row_widths = self._source.widths[self._order]
     starts = np.arange(0, len(task), batch_size)
-    self.widths = _widths(
+    self.widths = buckets_lib.encoder_widths(
         int(row_widths.max()),
         lengths,
         buckets,
@@ -275,7 +272,7 @@ class EvalBatches:
         feature_lengths,
         num_virtual_tokens,
     )
-    self.target_length = _target_length([self._source], lengths, feature_lengths)
+    self.target_length = feature_lengths['targets']
 
   def __len__(self) -> int:
     return math.ceil(len(self._order) / self.batch_size)
@@ -286,7 +283,7 @@ class EvalBatches:
       longest = int(self._source.widths[indices].max())
       batch = self._source.batch(
           [self._source.example(index) for index in indices[self._rows]],
-          encoder_width=self.widths[bisect.bisect_left(self.widths, longest)],
+          encoder_width=buckets_lib.narrowest(self.widths, longest),
           target_length=self.target_length,
           batch_size=self._rows.stop - self._rows.start,
       )
@@ -357,6 +354,7 @@ class _Source:
         **shape,
     )
 
+
 def _warn_of_cuts(
     task: TokenizedTask,
     feature: str,
@@ -404,9 +402,14 @@ def _tokenized_field(task: TokenizedTask, name: str) -> list[list[int]]:
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-  if batch_size < 1 or batch_size % process_count:
+  if batch_size < 1:
     raise ValueError(
-        f'BATCH_SIZE={batch_size} does not divide among {process_count} process(es). '
+        f'BATCH_SIZE={batch_size}, but a batch has at least one row. Use '
+        + ('1 or more.' if process_count == 1 else f'a multiple of {process_count}.')
+    )
+  if batch_size % process_count:
+    raise ValueError(
+        f'BATCH_SIZE={batch_size} does not divide among {process_count} processes. '
         f'Use a multiple of {process_count}.'
     )
   if not 0 <= process_index < process_count:
@@ -415,93 +418,3 @@ def _local_rows(batch_size: int, process_index: int, process_count: int) -> slic
     )
   local = batch_size // process_count
   return slice(process_index * local, (process_index + 1) * local)
-
-
-def _widths(
-    longest: int,
-    lengths: str,
-    buckets: Sequence[int] | None,
-    batch_widths: tuple[np.ndarray, np.ndarray],
-    feature_lengths: Mapping[str, int],
-    num_virtual_tokens: int,
-) -> tuple[int, ...]:
-  """The encoder widths that batches are padded to, ascending.
-
-  Args:
-    longest: tokens of the longest row, virtual ones included.
-    lengths: 'pad' or 'bucket'.
-    buckets: the user's choice of widths, if any.
-    batch_widths: widths that batches need, and how often.
-    feature_lengths: lengths of the features.
-    num_virtual_tokens: P.
-  """
-  most = feature_lengths['inputs'] + num_virtual_tokens
-  if lengths == 'pad':
-    return (most,)
-  if lengths != 'bucket':
-    raise ValueError(f'lengths={lengths!r}; use one of {", ".join(LENGTHS)}.')
-  if buckets is None:
-    widths, weights = batch_widths
-    return _choose_buckets(np.minimum(_round_up(widths), most), weights)
-  if max(buckets) < longest:
-    raise ValueError(
-        f'buckets={tuple(buckets)}: the widest holds {max(buckets)} tokens, but the '
-        f'longest row has {longest}, its {num_virtual_tokens} virtual tokens included. '
-        f'Add a bucket of {longest} or more, or lower feature_lengths.'
-    )
-  return tuple(sorted(set(buckets)))
-
-
-def _target_length(
-    sources: Sequence[_Source], lengths: str, feature_lengths: Mapping[str, int]
-) -> int:
-  """The decoder's width; 'bucket' does not pad beyond the longest target there is."""
-  if lengths == 'pad':
-    return feature_lengths['targets']
-  longest = max(1, *(source.task.longest('targets') for source in sources))
-  return min(feature_lengths['targets'], int(_round_up(longest)))
-
-
-def _random_batch_widths(
-    row_widths: Sequence[np.ndarray], weights: Sequence[float], batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Widths of random batches and their probabilities: each is that of its longest row."""
-  widths = np.concatenate(row_widths)
-  weights = np.concatenate([
-      np.full(len(of_task), weight / len(of_task))
-      for of_task, weight in zip(row_widths, weights, strict=True)
-  ])
-  order = np.argsort(widths, kind='stable')
-  up_to = np.cumsum(weights[order]) / weights.sum()
-  return widths[order], np.diff(up_to**batch_size, prepend=0.0)
-
-
-def _choose_buckets(widths: np.ndarray, weights: np.ndarray) -> tuple[int, ...]:
-  """The few of the widths to which batches can be padded with the least padding.
-
-  Dynamic programming over the ascending widths. A bucket more is a compilation more,
-  so one is added only while it makes the average batch noticeably narrower.
-  """
-  candidates, index = np.unique(widths, return_inverse=True)
-  share = np.cumsum(np.bincount(index, weights)) / np.sum(weights)
-  # cost[j]: average width of the batches that need at most candidates[j], with the
-  # chosen buckets up to that one.
-  cost = share * candidates
-  chosen = [(int(width),) for width in candidates]
-  best = chosen[-1]
-  for _ in range(_MOST_BUCKETS - 1):
-    lowest = cost[-1]
-    # [i, j]: what the next bucket costs at j if the one before is at i.
-    table = cost[:, None] + (share[None, :] - share[:, None]) * candidates[None, :]
-    table[np.tril_indices_from(table)] = np.inf
-    before = np.argmin(table, axis=0)
-    cost = table[before, np.arange(len(candidates))]
-    chosen = [(*chosen[i], int(width)) for i, width in zip(before, candidates)]
-    if not cost[-1] < (1 - _WORTHWHILE) * lowest:
-      break
-    best = chosen[-1]
-  return best
-
-
-def _round_up(length: Any) -> Any:
-  return -(-length // _MULTIPLE) * _MULTIPLE

@@ -124,7 +124,8 @@ class PretrainingBatches:
       ValueError: if the mixture is empty or repeats a name, a source is too short for
         one chunk, tokenised with another vocabulary or without the features its
         objective needs, `target_length` cannot hold the targets of span corruption,
-        or a batch size does not divide among the processes.
+        an example of a supervised component has no label, or a batch size does not
+        divide among the processes.
     """
     if not components:
       raise ValueError('The pretraining mixture has no components.')
@@ -411,3 +412,5 @@ def _check_source(component: Component, vocabulary: Vocabulary) -> None:
         f'Component {component.name!r}: {component.objective} needs examples with '
         f'{" and ".join(sorted(needed))}; its source has {", ".join(source.features)}.'
     )
+  if component.objective == 'supervised':
+    source.require_labels()

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning_jax.data import array_file, functions, provenance, text_files
+from prompt_tuning_jax.data import array_file, functions, labels, provenance, text_files
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
-# Raised when what the file holds, or how, changes.
-FORMAT = 1
+# Raised when what the file holds, or how, changes; 2 counts the examples without a label.
+FORMAT = 2
 
 
 class CacheError(ValueError):
@@ -122,16 +122,14 @@ class TokenizedTask:
   @property
   def has_labels(self) -> bool:
     """False where no example of the split has a label (the test sets of SuperGLUE)."""
-    return self.manifest['has_labels']
+    return self.manifest['unlabelled']['count'] < len(self)
 
   def require_labels(self) -> None:
-    """Raises ValueError where the split has no labels: a score would mean nothing."""
-    if not self.has_labels:
-      raise ValueError(
-          f'{self.name}, split {self.split!r}, has no labels (all of them are -1 or '
-          '<unk>), so it can be predicted but not scored or trained on. Use another '
-          "split, for example 'validation'."
-      )
+    """Raises ValueError unless every example has a label.
+
+    Without one an example cannot be scored, and would teach the answer `<unk>`.
+    """
+    labels.require(self.manifest)
 
   @property
   def label_classes(self) -> list[str] | None:
@@ -310,14 +308,10 @@ class TokenizedTask:
       arrays |= tokens.arrays(feature)
     if label_classes is None and isinstance(postprocess_fn, functools.partial):
       label_classes = postprocess_fn.keywords.get('label_classes')
-    has_labels = any(
-        target != -1 and text != '<unk>'
-        for target, text in zip(targets, target_texts, strict=True)
-    )
     manifest = make_manifest(
         name, split, vocabulary, features, len(targets), source=source, code=code
     ) | {
-        'has_labels': has_labels,
+        'unlabelled': labels.count_unlabelled(targets, target_texts),
         'label_classes': None if label_classes is None else list(label_classes),
         'postprocess_fn': functions.describe(postprocess_fn),
         'metric_fns': [functions.describe(metric) for metric in metric_fns],
@@ -409,7 +403,7 @@ def make_manifest(
           'size': vocabulary.size,
           'file': os.path.basename(vocabulary.path),
       },
-      'has_labels': True,
+      'unlabelled': labels.NONE_UNLABELLED,
       'label_classes': None,
       'postprocess_fn': None,
       'metric_fns': [],

@@ -5,7 +5,8 @@ tasks expect: the two arguments must be called `targets` and `predictions` (or
 `targets` and `scores`). Every metric runs over all examples of a split at once.
 
 A metric over nothing, or over a split whose labels are all -1 (SuperGLUE's test
-sets), is an error: the number would mean nothing.
+sets), is an error: the number would mean nothing. So is a prediction of -1 (an
+invalid answer) for a target of -1 (a missing label), which would count as right.
 """
 
 from __future__ import annotations
@@ -279,9 +280,22 @@ def _check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
         'A metric over no examples means nothing. The split is empty, or all of its '
         'examples were left out.'
     )
-  values = [t['value'] if isinstance(t, dict) and 'value' in t else t for t in targets]
-  if all(isinstance(v, (int, float, np.number)) and v == -1 for v in values):
+  unlabelled = [index for index, target in enumerate(targets) if _is_minus_one(target)]
+  if len(unlabelled) == len(targets):
     raise ValueError(
         f'All {len(targets)} targets are -1: this split has no labels, so it can be '
-        "predicted but not scored. Use another split, for example 'validation'."
+        'predicted but not scored. Use a split that has labels.'
     )
+  for index in unlabelled:
+    if _is_minus_one(predictions[index]):
+      raise ValueError(
+          f'Example {index} has the target -1, a missing label, and the prediction -1, an '
+          f'invalid answer, which must not count as right. {len(unlabelled)} of '
+          f'{len(targets)} targets are -1; leave these examples out.'
+      )
+
+
+def _is_minus_one(value: Any) -> bool:
+  if isinstance(value, dict):
+    value = value.get('value')
+  return isinstance(value, (int, float, np.number)) and bool(value == -1)

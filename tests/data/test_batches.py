@@ -2,17 +2,16 @@
 
 import collections
 import hashlib
-import itertools
 
 import numpy as np
 import pytest
 
-from prompt_tuning_jax.data.batches import EvalBatches, TrainBatches, make_batch
+from prompt_tuning_jax.data.batches import make_batch
 from prompt_tuning_jax.data.cache import TokenizedTask
 from prompt_tuning_jax.data.order import ExampleOrder, permutation
 from prompt_tuning_jax.data.virtual_tokens import Template
+from tests.data.samples import eval_batches, make_task, train_batches
 
-V = 500
 FIELDS = (
     'encoder_input_tokens',
     'decoder_input_tokens',
@@ -21,41 +20,9 @@ FIELDS = (
 )
 
 
-def make_task(vocabulary, num_examples=50, name='numbers', split='train', longest=20):
-  """Example i is known by its first token, 10 + i; lengths vary from 2 to `longest`."""
-  return TokenizedTask.from_examples(
-      [
-          {
-              'inputs': [10 + i, *[3] * (i * 7 % (longest - 1)), 1],
-              'targets': [4 + i % 3, 1],
-              'subject': f'thing {i}',
-          }
-          for i in range(num_examples)
-      ],
-      vocabulary,
-      name=name,
-      split=split,
-  )
-
-
 @pytest.fixture
 def task(vocabulary):
   return make_task(vocabulary)
-
-
-def train_batches(tasks, batch_size=8, **kwargs):
-  kwargs = {
-      'feature_lengths': {'inputs': 24, 'targets': 4},
-      'vocab_size': V,
-      'num_virtual_tokens': 3,
-      **kwargs,
-  }
-  return TrainBatches(tasks, batch_size, **kwargs)
-
-
-def eval_batches(task, batch_size=8, **kwargs):
-  kwargs = {'feature_lengths': {'inputs': 24, 'targets': 4}, 'vocab_size': V, **kwargs}
-  return EvalBatches(task, batch_size, **kwargs)
 
 
 def assert_same(left, right):
@@ -204,55 +171,9 @@ def test_pad_and_bucket_hold_the_same_tokens(task, placement):
     np.testing.assert_array_equal(
         padded.encoder_input_tokens[:, :width], bucketed.encoder_input_tokens
     )
-    target_width = bucketed.decoder_target_tokens.shape[1]
-    assert not padded.decoder_loss_weights[:, target_width:].any()
-    np.testing.assert_array_equal(
-        padded.decoder_target_tokens[:, :target_width], bucketed.decoder_target_tokens
-    )
+    for field in FIELDS[1:]:
+      np.testing.assert_array_equal(getattr(padded, field), getattr(bucketed, field))
   assert widths <= set(bucket.widths)
-
-
-def test_default_buckets_are_few_multiples_of_eight_that_hold_the_longest(vocabulary):
-  task = make_task(vocabulary, num_examples=200, longest=150)
-  kwargs = {'feature_lengths': {'inputs': 512, 'targets': 8}, 'lengths': 'bucket'}
-  batches = train_batches(task, **kwargs)
-  assert 2 <= len(batches.widths) <= 4
-  assert all(width % 8 == 0 for width in batches.widths)
-  assert task.longest('inputs') + 3 <= batches.widths[-1] < task.longest('inputs') + 3 + 8
-  assert batches.widths == train_batches(task, seed=5, **kwargs).widths
-
-
-def test_default_buckets_pad_less_than_any_others_would(vocabulary):
-  task = make_task(vocabulary, num_examples=200, longest=60)
-  kwargs = {'feature_lengths': {'inputs': 512, 'targets': 8}, 'lengths': 'bucket'}
-
-  def total_width(batches):
-    return sum(batch.encoder_input_tokens.shape[1] for batch, _ in batches)
-
-  batches = eval_batches(task, batch_size=5, **kwargs)
-  longest = batches.widths[-1]
-  for others in itertools.combinations(range(8, longest, 8), len(batches.widths) - 1):
-    other = eval_batches(task, batch_size=5, buckets=(*others, longest), **kwargs)
-    assert total_width(batches) <= total_width(other)
-
-
-def test_tasks_of_one_length_need_one_bucket(vocabulary):
-  task = TokenizedTask.from_examples([{'inputs': [5, 1], 'targets': [6, 1]}] * 9, vocabulary)
-  assert train_batches(task, lengths='bucket').widths == (8,)
-
-
-def test_the_widest_bucket_is_never_wider_than_padding(vocabulary):
-  task = make_task(vocabulary, longest=150)
-  with pytest.warns(UserWarning, match='cuts the inputs'):
-    batches = train_batches(
-        task, feature_lengths={'inputs': 50, 'targets': 8}, lengths='bucket'
-    )
-  assert batches.widths[-1] == 53
-
-
-def test_buckets_that_do_not_hold_the_longest_row_are_refused(task):
-  with pytest.raises(ValueError, match=r'widest holds 16 tokens.*longest row has 23'):
-    train_batches(task, lengths='bucket', buckets=(8, 16))
 
 
 @pytest.mark.parametrize('lengths', ['pad', 'bucket'])
@@ -346,6 +267,10 @@ def test_cut_targets_are_warned_of_with_their_share_and_the_longest(vocabulary):
 def test_batch_sizes_that_do_not_divide_among_hosts_are_refused(task):
   with pytest.raises(ValueError, match='BATCH_SIZE=10 does not divide among 4'):
     train_batches(task, batch_size=10, process_count=4)
+  with pytest.raises(ValueError, match='BATCH_SIZE=0, but .* one row. Use 1 or more'):
+    train_batches(task, batch_size=0)
+  with pytest.raises(ValueError, match='BATCH_SIZE=-4, .* Use a multiple of 4'):
+    eval_batches(task, batch_size=-4, process_count=4)
 
 
 def test_a_split_without_labels_cannot_be_trained_on_but_can_be_predicted(vocabulary):
@@ -355,6 +280,17 @@ def test_a_split_without_labels_cannot_be_trained_on_but_can_be_predicted(vocabu
   with pytest.raises(ValueError, match="split 'test', has no labels"):
     train_batches(task, vocab_size=5000)
   assert len(list(eval_batches(task, vocab_size=5000))) == 1
+
+
+def test_a_partly_labelled_split_cannot_be_trained_on_alone_or_in_a_mixture(vocabulary):
+  examples = [{'inputs': 'a text', 'targets': t} for t in ('yes', 'no', '<unk>', 'no')]
+  partly = TokenizedTask.from_examples(examples, vocabulary, name='partly')
+  whole = TokenizedTask.from_examples(examples[:2], vocabulary, name='whole')
+  shape = {'vocab_size': 5000, 'feature_lengths': {'inputs': 24, 'targets': 8}}
+  for tasks in (partly, [(whole, 1.0), (partly, 1.0)]):
+    with pytest.raises(ValueError, match='partly, .* no label for 1 of its 4 .* example 2,'):
+      train_batches(tasks, **shape)
+  assert len(list(eval_batches(partly, **shape))) == 1
 
 
 def test_plain_text_is_refused_with_the_command_that_takes_it(vocabulary):

@@ -127,23 +127,15 @@ def test_no_examples_or_a_missing_feature_is_an_error(vocabulary):
     TokenizedTask.from_examples([EXAMPLES[0], {'inputs': 'x'}], vocabulary)
 
 
-def test_a_split_whose_labels_are_all_missing_says_so(vocabulary):
-  unlabelled = TokenizedTask.from_examples(
-      [{'inputs': 'a', 'targets': '<unk>'}, {'inputs': 'b', 'targets': '<unk>'}],
-      vocabulary,
-      name='cb',
-      split='test',
-      label_classes=['yes', 'no'],
-  )
-  assert not unlabelled.has_labels
-  with pytest.raises(ValueError, match="cb, split 'test', has no labels"):
-    unlabelled.target(0)
-  partly = TokenizedTask.from_examples(
-      [{'inputs': 'a', 'targets': '<unk>'}, {'inputs': 'b', 'targets': 'no'}],
-      vocabulary,
-      label_classes=['yes', 'no'],
-  )
-  assert partly.has_labels
+def test_a_file_of_the_format_before_is_refused_with_both_numbers(
+    task, vocabulary, tmp_path
+):
+  """It does not say how many labels are missing."""
+  del task.manifest['unlabelled']
+  task.manifest |= {'format': 1, 'has_labels': True}
+  task.save(tmp_path / 'old')
+  with pytest.raises(CacheError, match='old has format 1; .* reads format 2'):
+    TokenizedTask.read(tmp_path / 'old', vocabulary)
 
 
 def test_metrics_that_a_file_cannot_name_work_until_it_is_read_back(vocabulary, tmp_path):

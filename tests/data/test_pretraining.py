@@ -254,6 +254,9 @@ def test_a_mixture_that_cannot_work_is_refused_with_the_component_named():
     build('a', short, 'span_corruption', 1.0, 32, None, 4)
   with pytest.raises(ValueError, match="'a': supervised needs examples with inputs"):
     build('a', text, 'supervised', 1.0, 32, 8, 4)
+  with pytest.raises(ValueError, match='no label for 1 of its 2 examples'):
+    partly = [{'inputs': [5, 1], 'targets': [6, 1], 'targets_pretokenized': '<unk>'}]
+    build('a', source_of([*partly, *pairs(1)]), 'supervised', 1.0, 32, 8, 4)
   with pytest.raises(ValueError, match="'a': batch_size=4 does not divide among 3"):
     build('a', words, 'supervised', 1.0, 32, 8, 4, process_count=3)
   twice = Component('a', words, 'supervised', 1.0, 32, 8, 4)

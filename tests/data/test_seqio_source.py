@@ -146,6 +146,17 @@ def test_a_damaged_cache_is_named_and_made_again(vocabulary):
   assert len(load('user_food', 'train', vocabulary)) == 3
 
 
+def test_a_cache_of_the_format_before_is_made_again(vocabulary):
+  task = load('user_food', 'train', vocabulary)
+  del task.manifest['unlabelled']
+  task.manifest |= {'format': 1, 'has_labels': True}
+  task.save(cache.cache_path('user_food', 'train', vocabulary))
+  with pytest.warns(UserWarning, match='format 1.*made again'):
+    again = load('user_food', 'train', vocabulary)
+  again.require_labels()
+  load('user_food', 'train', vocabulary).require_labels()
+
+
 def test_unknown_names_are_answered_with_the_nearest(vocabulary):
   with pytest.raises(ValueError, match="No task or mixture 'user_fod'.*mean 'user_food'"):
     load('user_fod', 'train', vocabulary)

@@ -135,6 +135,27 @@ def test_a_split_without_labels_is_refused():
     metrics.mean_group_exact_match(unlabelled, [{'value': 1}, {'value': 1}])
 
 
+@pytest.mark.parametrize(
+    'name',
+    ['accuracy', 'f1_score_with_invalid', 'mean_multiclass_f1(3)', 'matthews*100',
+     'pearson', 'spearman'],
+)  # fmt: skip
+def test_an_invalid_answer_is_never_right_for_a_missing_label(name):
+  metric = RECORDED_AS[name]
+  with pytest.raises(ValueError, match='Example 2 has the target -1, .* 1 of 4 targets'):
+    metric([0, 1, -1, 1], [0, 1, -1, 0])
+  with pytest.raises(ValueError, match='Example 2 has the target -1'):
+    metric(np.array([0.0, 1, -1, 1]), np.array([0.0, 1, -1, 0]))
+  metric([0, 1, 0, 1], [0, 1, -1, -1])
+
+
+def test_an_invalid_answer_is_never_right_for_a_missing_label_in_a_group_either():
+  targets = [{'value': 1, 'group': 0}, {'value': -1, 'group': 1}]
+  for name in ('multirc_f1_over_all_answers', 'mean_group_metric(all_match)'):
+    with pytest.raises(ValueError, match='Example 1 has the target -1'):
+      RECORDED_AS[name](targets, [{'value': 1}, {'value': -1}])
+
+
 def test_unequal_numbers_of_targets_and_predictions_are_refused():
   with pytest.raises(ValueError, match='2 targets and 1 predictions'):
     metrics.accuracy([0, 1], [0])

@@ -85,10 +85,49 @@ def test_bad_lines_of_an_official_file_are_named(t5_vocabulary, tmp_path, monkey
       (json.dumps(good | {'label': 3}), 'unknown label 3'),
       (json.dumps({'premise': 'p', 'label': 'neutral'}), "no field 'hypothesis'"),
       (json.dumps(good | {'premise': None}), "'premise' is not a text"),
+      (json.dumps(good | {'idx': 'a7'}), "'idx' is 'a7', not a whole number"),
   ]:
     path.write_text(json.dumps(good) + '\n' + bad + '\n')
     with pytest.raises(ValueError, match=rf'val\.jsonl, line 2: {reason}'):
       load_task('super_glue_cb_v102', 'validation', t5_vocabulary)
+
+
+def write_cb(folder, name, labels):
+  path = folder / 'superglue' / 'CB' / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  rows = [
+      {'premise': f'p {i}', 'hypothesis': 'h', 'idx': i} | ({} if n is None else {'label': n})
+      for i, n in enumerate(labels)
+  ]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+def test_an_empty_official_file_is_named_with_its_split(
+    t5_vocabulary, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
+  path = write_cb(tmp_path, 'val.jsonl', [])
+  with pytest.raises(ValueError, match="val.jsonl, the file of .* 'validation', is empty") as e:
+    load_task('super_glue_cb_v102', 'validation', t5_vocabulary)
+  assert str(path) in str(e.value)
+
+
+def test_rows_without_a_label_are_counted_and_refused(t5_vocabulary, tmp_path, monkeypatch):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
+  train = write_cb(tmp_path, 'train.jsonl', ['neutral', 1, -1, None, 'entailment'])
+  write_cb(tmp_path, 'val.jsonl', [-1, None])
+  write_cb(tmp_path, 'test.jsonl', [None])
+  task = load_task('super_glue_cb_v102', 'train', t5_vocabulary)
+  with pytest.raises(ValueError, match='no label for 2 of its 5 .* first is example 2') as e:
+    task.require_labels()
+  assert f'Label them in {train}' in str(e.value)
+  for split, remedy in [
+      ('validation', 'Use other data, or write the labels into .*val.jsonl'),
+      ('test', "Use another split, for example 'validation', or write .*test.jsonl"),
+  ]:
+    with pytest.raises(ValueError, match=f'has no labels .all . targets.* {remedy}'):
+      load_task('super_glue_cb_v102', split, t5_vocabulary).require_labels()
 
 
 def test_a_folder_that_does_not_exist_is_named(t5_vocabulary, tmp_path, monkeypatch):
