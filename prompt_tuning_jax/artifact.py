@@ -98,8 +98,8 @@ class Prompt:
     """Writes the artifact, or nothing: an existing file is replaced at the end.
 
     Raises:
-      ValueError: if the injection is empty or does not fit its manifest, or the
-        name promises another format.
+      ValueError: if the injection is empty, does not fit its manifest or holds numbers
+        that are not finite, or the name promises another format.
       OSError: if it cannot be written.
     """
     if os.fspath(path).endswith('.npy'):
@@ -217,7 +217,8 @@ def save_prompt(
 
   Raises:
     TypeError: if there is no such field, naming the nearest.
-    ValueError: if the injection is empty or does not fit the backbone.
+    ValueError: if the injection is empty, does not fit the backbone, or holds numbers
+      that are not finite.
     OSError: if it cannot be written.
   """
   known = [field.name for field in dataclasses.fields(Manifest)]
@@ -253,8 +254,8 @@ def load_prompt(path: str | os.PathLike[str]) -> Prompt:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if it is damaged, not a prompt, of a newer version, or a pickle
-      (which is never opened).
+    ValueError: if it is damaged, not a prompt, empty, of a newer version, a pickle
+      (which is never opened), or holds numbers that are not finite.
   """
   path = os.fspath(path)
   if not os.path.isfile(path):
@@ -319,6 +320,7 @@ def _load_artifact(path: str) -> Prompt:
           if f'{name}/keys' in arrays
       },
   )
+  _check_numbers(arrays, path)
   return Prompt(injection, manifest, source=path)
 
 
@@ -337,7 +339,10 @@ def _load_npy(path: str) -> Prompt:
         f'{path} holds an array of shape {list(array.shape)} and type {array.dtype}; a '
         'prompt is [prompt length, d_model] of floating-point numbers.'
     )
-  injection = Injection(virtual_embeddings=jnp.asarray(array, jnp.float32))
+  with np.errstate(over='ignore'):  # What float32 cannot hold is refused below.
+    array = array.astype(np.float32)
+  _check_numbers({'virtual_embeddings': array}, path)
+  injection = Injection(virtual_embeddings=jnp.asarray(array))
   return Prompt(injection, Manifest(num_virtual_tokens=len(array)), source=path)
 
 
@@ -357,8 +362,10 @@ def _not_a_file(path: str) -> str:
 
 
 def _check_own(injection: Injection, manifest: Manifest) -> None:
-  if not _arrays(injection):
+  arrays = _arrays(injection)
+  if not arrays:
     raise ValueError('The injection is empty: there is no prompt to save.')
+  _check_numbers(arrays, 'The injection to save')
   rows = injection.virtual_embeddings
   if rows is not None and rows.shape[:-1] != (manifest.num_virtual_tokens,):
     raise ValueError(
@@ -368,6 +375,25 @@ def _check_own(injection: Injection, manifest: Manifest) -> None:
     )
   if manifest.backbone_spec is not None:
     injection.check(manifest.backbone_spec)
+
+
+def _check_numbers(arrays: Mapping[str, np.ndarray], what: str) -> None:
+  """Refuses what would answer with confidence and mean nothing."""
+  for name, array in arrays.items():
+    if array.size == 0:
+      raise ValueError(
+          f'{what} holds an empty prompt: {name} has shape {list(array.shape)}. A prompt '
+          'has at least one position (PROMPT_LENGTH); for the model without a prompt, '
+          'leave PROMPT_FILE unset.'
+      )
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    if bad:
+      raise ValueError(
+          f'{what} is no usable prompt: {bad:,} of the {array.size:,} numbers in {name} are '
+          'NaN, infinite or beyond float32. The training that made it probably diverged: '
+          'export an earlier state of that run (its checkpoint_<step> folders), or train '
+          'again with a lower LEARNING_RATE.'
+      )
 
 
 def _arrays(injection: Injection) -> dict[str, np.ndarray]:

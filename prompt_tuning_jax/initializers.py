@@ -32,6 +32,7 @@ def uniform(scale: float = 0.5, *, centered: bool = True) -> Initializer:
   """
 
   def init(key, shape, dtype=jnp.float32):
+    _check_length(shape)
     if centered:
       return jax.random.uniform(key, shape, dtype, -scale, scale)
     return jax.random.uniform(key, shape, dtype) * scale
@@ -79,7 +80,8 @@ def class_labels(
     fallback: initialiser of the other positions; `sampled_vocab(backbone)` where None.
 
   Raises:
-    ValueError: if there are no labels, or one has no tokens.
+    ValueError: if there are no labels, one has no tokens, or the backbone has no
+      vocabulary to tokenise them with.
   """
   labels = list(labels)
   fallback = fallback or sampled_vocab(backbone)
@@ -90,7 +92,7 @@ def class_labels(
     table_VD = _table(backbone, shape)
     rows = []
     for label in labels[: shape[0]]:
-      tokens = backbone.vocabulary.encode(label)
+      tokens = _encode(label, backbone)
       if not tokens:
         raise ValueError(f'The class label {label!r} has no tokens in this vocabulary.')
       rows.append(jnp.mean(jnp.asarray(table_VD)[np.array(tokens)], axis=0))
@@ -108,12 +110,22 @@ def text(words: str, backbone: Backbone, fallback: Initializer | None = None) ->
     backbone: whose embeddings and vocabulary.
     fallback: initialiser of positions beyond the text; `sampled_vocab(backbone)` where
       None.
+
+  Raises:
+    ValueError: if the text has no tokens, or the backbone has no vocabulary to tokenise it
+      with.
   """
   fallback = fallback or sampled_vocab(backbone)
 
   def init(key, shape, dtype=jnp.float32):
-    tokens = np.array(backbone.vocabulary.encode(words)[: shape[0]], np.int32)
-    rows = jnp.asarray(_table(backbone, shape))[tokens].astype(dtype)
+    table_VD = _table(backbone, shape)
+    tokens = np.array(_encode(words, backbone)[: shape[0]], np.int32)
+    if not tokens.size:
+      raise ValueError(
+          f'The text {words!r}, from which the prompt is to start, has no tokens in this '
+          'vocabulary. Set PROMPT_TEXT to some words.'
+      )
+    rows = jnp.asarray(table_VD)[tokens].astype(dtype)
     return fallback(key, shape, dtype).at[: len(tokens)].set(rows)
 
   return init
@@ -124,6 +136,7 @@ def from_array(prompt_PD: np.ndarray | Array, origin: str = 'the array') -> Init
 
   def init(key, shape, dtype=jnp.float32):
     del key  # Nothing is random here.
+    _check_length(shape)
     if tuple(prompt_PD.shape) != tuple(shape):
       raise ValueError(
           f'{origin} holds a prompt of shape {list(prompt_PD.shape)}, but this run needs '
@@ -154,7 +167,8 @@ def from_file(path: str | os.PathLike[str]) -> Initializer:
 
 
 def _table(backbone: Backbone, shape: Sequence[int]) -> Array:
-  """The embedding table, checked against the width of the prompt that is asked for."""
+  """The embedding table, checked against the prompt that is asked for."""
+  _check_length(shape)
   table_VD = backbone.embedding_VD
   if table_VD.shape[1] != shape[1]:
     raise ValueError(
@@ -162,3 +176,21 @@ def _table(backbone: Backbone, shape: Sequence[int]) -> Array:
         f'{table_VD.shape[1]}. Initialise from the backbone that the run uses.'
     )
   return table_VD
+
+
+def _check_length(shape: Sequence[int]) -> None:
+  if shape[0] < 1:
+    raise ValueError(
+        f'A prompt of shape {list(shape)} has no positions to initialise. Set PROMPT_LENGTH '
+        'to at least 1.'
+    )
+
+
+def _encode(words: str, backbone: Backbone) -> list[int]:
+  if backbone.vocabulary is None:
+    raise ValueError(
+        f'{backbone.name} has no vocabulary, without which a prompt cannot start from the '
+        f'words {words!r}. Load it with the SentencePiece model it was trained with '
+        '(VOCABULARY), or start from uniform or sampled_vocab.'
+    )
+  return backbone.vocabulary.encode(words)

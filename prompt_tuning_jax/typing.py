@@ -76,6 +76,11 @@ class Injection:
             f'[prompt length, d_model={spec.d_model}]. Train or load a prompt made '
             'for this backbone; a prompt is never broadcast to another width.'
         )
+      if shape[0] == 0:
+        raise ValueError(
+            f'Injection.virtual_embeddings has shape {shape}: a prompt of no positions. '
+            'Set PROMPT_LENGTH to at least 1; for no prompt at all, leave the field None.'
+        )
     layers = {
         'encoder_kv': spec.num_encoder_layers,
         'decoder_kv': spec.num_decoder_layers,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from prompt_tuning_jax import artifact
 from prompt_tuning_jax.artifact import Manifest, Prompt, load_prompt, save_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
@@ -194,6 +195,48 @@ def test_an_empty_or_misshapen_injection_is_not_saved(backbone, tmp_path):
   with pytest.raises(ValueError, match='p.npy: name it .safetensors'):
     save_prompt(tmp_path / 'p.npy', SOFT, backbone=backbone)
   assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('name', INJECTIONS)
+def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(name, bad, tmp_path):
+  arrays = artifact._arrays(INJECTIONS[name])
+  field = sorted(arrays)[-1]
+  arrays[field] = arrays[field].copy()
+  arrays[field].flat[:3] = bad
+  values = {key.split('/')[0]: value for key, value in arrays.items() if '/' not in key}
+  values |= {
+      key: (arrays[f'{key}/keys'], arrays[f'{key}/values'])
+      for key in artifact._KV_FIELDS
+      if f'{key}/keys' in arrays
+  }
+  message = f'3 of the {arrays[field].size} numbers in {field} are NaN, .*LEARNING_RATE'
+  with pytest.raises(ValueError, match=f'The injection to save is no usable .* {message}'):
+    save_prompt(tmp_path / 'p', Injection(**values))
+  assert os.listdir(tmp_path) == []
+  with pytest.MonkeyPatch.context() as patch:  # As versions before wrote it.
+    patch.setattr(artifact, '_check_numbers', lambda *_: None)
+    save_prompt(tmp_path / 'p', Injection(**values))
+  with pytest.raises(ValueError, match=f'{tmp_path / "p"} is no usable prompt: {message}'):
+    load_prompt(tmp_path / 'p')
+
+
+@pytest.mark.parametrize(('kind', 'bad'), [('f4', np.nan), ('f2', np.inf), ('f8', 1e300)])
+def test_npy_prompts_of_numbers_that_are_not_finite_are_refused(kind, bad, tmp_path):
+  array = np.ones((5, 16), kind)
+  array[2, 3:5] = bad
+  np.save(tmp_path / 'p.npy', array)
+  with pytest.raises(ValueError, match='p.npy is no usable prompt: 2 of the 80 numbers'):
+    load_prompt(tmp_path / 'p.npy')
+
+
+def test_a_prompt_of_no_positions_is_refused(tmp_path):
+  np.save(tmp_path / 'p.npy', np.zeros((0, 16), np.float32))
+  message = r'holds an empty prompt: virtual_embeddings has shape \[0, 16\].*PROMPT_LENGTH'
+  with pytest.raises(ValueError, match=f'p.npy {message}'):
+    load_prompt(tmp_path / 'p.npy')
+  with pytest.raises(ValueError, match=message):
+    save_prompt(tmp_path / 'p', Injection(virtual_embeddings=np.zeros((0, 16), np.float32)))
 
 
 def test_an_unknown_field_is_answered_with_the_nearest(tmp_path):

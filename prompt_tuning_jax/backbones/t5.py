@@ -9,12 +9,14 @@ stack to T5X's `layers_0`, `layers_1`, … on disk. From the top: this file is t
 from __future__ import annotations
 
 import functools
+import numbers
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from prompt_tuning_jax.backbones.t5_config import T5Config
+from prompt_tuning_jax.backbones.t5_layers import float32_product
 from prompt_tuning_jax.backbones.t5_stacks import Decoder, DecoderCache, Encoder
 from prompt_tuning_jax.typing import Array, BackboneSpec, Batch, Injection, PyTree
 
@@ -45,7 +47,8 @@ class _TokenEmbedder(nn.Module):
     return x
 
   def attend(self, x_BTD: Array) -> Array:
-    return x_BTD @ self.embedding.T.astype(self.dtype)
+    """Logits [B, T, V] in float32 of an output layer that is the table itself."""
+    return float32_product(x_BTD, self.embedding.T.astype(self.dtype))
 
 
 class T5(nn.Module):
@@ -55,7 +58,7 @@ class T5(nn.Module):
     config: the architecture.
     dtype: type of the computation; float32 or bfloat16 (T5 overflows in float16).
     dropout_rate: of the frozen model while a prompt trains (Lester et al. keep T5's
-      0.1); active only where `enable_dropout` is passed.
+      0.1), in [0, 1); active only where `enable_dropout` is passed.
     remat: name of a rematerialisation policy (`t5_stacks.REMAT_POLICIES`).
     unroll: compile every layer for itself instead of scanning them; same parameters.
   """
@@ -65,6 +68,16 @@ class T5(nn.Module):
   dropout_rate: float = 0.0
   remat: str = 'none'
   unroll: bool = False
+
+  def __post_init__(self) -> None:
+    rate = self.dropout_rate
+    if not (isinstance(rate, numbers.Real) and 0 <= rate < 1):
+      raise ValueError(
+          f'DROPOUT_RATE is {rate!r} (T5.dropout_rate); it is the share of activations '
+          'dropped in training, at least 0 and below 1. Set DROPOUT_RATE = 0.1, as T5 has '
+          'it, or 0.0 for none.'
+      )
+    super().__post_init__()
 
   def setup(self) -> None:
     if jnp.dtype(self.dtype) == jnp.float16:
@@ -173,10 +186,10 @@ class T5(nn.Module):
   @functools.partial(jax.named_call, name='logits')
   def _logits(self, x_BTD: Array) -> Array:
     if not self.config.tied_embeddings:
-      return self.decoder.logits(x_BTD).astype(jnp.float32)
+      return self.decoder.logits(x_BTD)
     if self.config.scale_decoder_outputs:
       x_BTD = x_BTD * self.config.d_model**-0.5
-    return self.token_embedder.attend(x_BTD).astype(jnp.float32)
+    return self.token_embedder.attend(x_BTD)
 
   def _check(self, injection: Injection | None) -> Injection:
     injection = injection or Injection()

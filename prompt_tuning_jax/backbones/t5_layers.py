@@ -34,13 +34,43 @@ def dropout(x: Array, rate: float, rng: Array | None, shared_axis: int = -2) -> 
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
+# As with any product, the backward pass multiplies in the type of the factors. JAX's own
+# rule would multiply the float32 gradient of the logits with a float32 copy of the kernel,
+# many times slower on a GPU.
+@jax.custom_vjp
+def float32_product(x: Array, kernel: Array) -> Array:
+  """`x @ kernel`, summed and kept in float32 although both may be bfloat16."""
+  return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _float32_product_forward(x, kernel):
+  return float32_product(x, kernel), (x, kernel)
+
+
+def _float32_product_backward(factors, gradient):
+  _, pullback = jax.vjp(jnp.matmul, *factors)
+  return pullback(gradient.astype(factors[0].dtype))
+
+
+float32_product.defvjp(_float32_product_forward, _float32_product_backward)
+
+
 class Kernel(nn.Module):
-  """A matrix [in, out] without bias, `Dense` in T5's terms."""
+  """A matrix [in, out] without bias, `Dense` in T5's terms.
+
+  Attributes:
+    features: size of the output.
+    axes: logical names of the two axes.
+    stddev: of the initialisation.
+    dtype: type of the computation.
+    float32_output: whether products are kept in float32 whatever `dtype` is.
+  """
 
   features: int
   axes: tuple[str, str]
   stddev: float
   dtype: jnp.dtype
+  float32_output: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -49,7 +79,8 @@ class Kernel(nn.Module):
         nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes),
         (x.shape[-1], self.features),
     )
-    return x @ kernel.astype(self.dtype)
+    kernel = kernel.astype(self.dtype)
+    return float32_product(x, kernel) if self.float32_output else x @ kernel
 
 
 class RMSNorm(nn.Module):

@@ -334,6 +334,7 @@ class Decoder(_Stack):
           axes=('embed', 'vocab'),
           stddev=self.config.d_model**-0.5,
           dtype=self.dtype,
+          float32_output=True,
       )
 
   def __call__(
@@ -420,7 +421,7 @@ class Decoder(_Stack):
     return self.decoder_norm(x_B1D), cache
 
   def logits(self, x_BTD: Array) -> Array:
-    """Logits [B, T, V] of an untied output layer."""
+    """Logits [B, T, V] of an untied output layer, in float32."""
     return self.logits_dense(x_BTD)
 
 

@@ -49,7 +49,8 @@ def load_backbone(
     max_distance: maximal relative distance of the attention bias. T5X checkpoints do
       not record it: 128 if the model has T5's 32 buckets, else it must be given.
     vocabulary: the SentencePiece model, or its path; by default the one that lies in
-      the directory, if any.
+      the directory, if any. A backbone of the library's own layout records which one it
+      was trained with, and takes no other; of the rest only the size can be checked.
     dropout_rate: of the frozen model while something trains.
     remat: name of a rematerialisation policy (`backbones.t5_stacks.REMAT_POLICIES`).
     unroll: whether to compile every layer for itself instead of scanning them.
@@ -58,7 +59,8 @@ def load_backbone(
     FileNotFoundError: if there is no such directory or packaged model, or a file of
       it is missing.
     ValueError: if the format is unknown or not supported, files are damaged, shapes
-      do not fit, or the vocabulary has more ids than the embedding has rows.
+      do not fit, or the vocabulary is not the recorded one or has more ids than the
+      embedding has rows.
   """
   for label, value in (('dtype', dtype), ('param_dtype', param_dtype)):
     if value is not None:
@@ -69,6 +71,7 @@ def load_backbone(
   if not isinstance(vocabulary, Vocabulary):
     vocabulary = _find_vocabulary(checkpoint, vocabulary)
   if vocabulary is not None:
+    _check_recorded(vocabulary, checkpoint)
     native.check_vocabulary(vocabulary, config.vocab_size)
   held_as = jnp.dtype(param_dtype or dtype)
 
@@ -209,20 +212,35 @@ def _find_vocabulary(
   if checkpoint.format == 'native':
     if checkpoint.manifest['vocabulary'] is None:
       return None
-    vocabulary = Vocabulary(os.path.join(checkpoint.path, native.VOCABULARY_FILE), extra_ids)
-    expected = checkpoint.manifest['vocabulary']['fingerprint']
-    if vocabulary.fingerprint != expected:
-      raise ValueError(
-          f'{vocabulary.path} is not the vocabulary this backbone was saved with: its '
-          f'fingerprint is {vocabulary.fingerprint}, config.json says {expected}. Fetch or '
-          'copy the directory again.'
-      )
-    return vocabulary
+    return Vocabulary(os.path.join(checkpoint.path, native.VOCABULARY_FILE), extra_ids)
   for name in _VOCABULARY_FILES:
     path = os.path.join(checkpoint.path, name)
     if os.path.isfile(path):
       return Vocabulary(path, extra_ids)
   return None
+
+
+def _check_recorded(vocabulary: Vocabulary, checkpoint: Checkpoint) -> None:
+  """Refuses a vocabulary other than the one that the backbone's config.json records."""
+  recorded = checkpoint.manifest['vocabulary'] if checkpoint.format == 'native' else None
+  if recorded is None or recorded['fingerprint'] == vocabulary.fingerprint:
+    return
+  own = os.path.join(checkpoint.path, native.VOCABULARY_FILE)
+  if os.path.realpath(vocabulary.path) != os.path.realpath(own):
+    remedy = (
+        f'Its ids stand for other words. Leave VOCABULARY unset, so that {own} is used, or '
+        'name a copy of that file.'
+    )
+  elif vocabulary.extra_ids != recorded['extra_ids']:
+    remedy = f'Give it extra_ids={recorded["extra_ids"]}, or leave the vocabulary out.'
+  else:
+    remedy = 'Fetch or copy the directory again.'
+  raise ValueError(
+      f'{vocabulary.path} with {vocabulary.extra_ids} sentinels is not the vocabulary this '
+      f'backbone was saved with: its fingerprint is {vocabulary.fingerprint}, but '
+      f'{os.path.join(checkpoint.path, native.CONFIG_FILE)} says '
+      f'{recorded["fingerprint"]}, with {recorded["extra_ids"]} sentinels. {remedy}'
+  )
 
 
 def _extra_ids(checkpoint: Checkpoint) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -17,12 +18,21 @@ class SoftPrompt(nn.Module):
   (`data/virtual_tokens.py`); the published method puts them in front.
 
   Attributes:
-    length: P, the number of virtual tokens (the paper's default is 100).
+    length: P, the number of virtual tokens, at least 1 (the paper's default is 100).
     prompt_init: `(key, (P, D), dtype) → array`, see `initializers.py`.
   """
 
   length: int = 100
   prompt_init: Callable[..., Array] = initializers.uniform()
+
+  def __post_init__(self) -> None:
+    if not (isinstance(self.length, numbers.Integral) and self.length >= 1):
+      raise ValueError(
+          f'PROMPT_LENGTH is {self.length!r} (SoftPrompt.length); a prompt has a whole '
+          'number of virtual tokens, at least 1. Set PROMPT_LENGTH = 20 for example; for '
+          'the model without a prompt set PROMPT = None.'
+      )
+    super().__post_init__()
 
   @property
   def num_virtual_tokens(self) -> int:

@@ -1,6 +1,7 @@
 """The T5 backbone: recorded values, and the laws it owes every prompt method."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
-from prompt_tuning_jax.backbones.t5_layers import relative_position_bucket
+from prompt_tuning_jax.backbones.t5_layers import float32_product, relative_position_bucket
 from prompt_tuning_jax.backbones.t5_stacks import REMAT_POLICIES
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.typing import Batch, Injection
@@ -222,6 +223,80 @@ def test_bfloat16_stays_near_float32(tiny, tiny_batch):
   assert_close(half, _apply(tiny, tiny_batch), 0.05)
 
 
+TIED = {'tied_embeddings': True, 'scale_decoder_outputs': True, 'mlp_activations': ('relu',)}
+
+
+@pytest.mark.parametrize('change', [{}, TIED], ids=['1.1', '1.0'])
+@pytest.mark.parametrize('path', ['teacher forcing', 'step by step'])
+def test_logits_of_bfloat16_are_summed_and_kept_in_float32(change, path, tiny_batch):
+  module = T5(T5Config(**{**TINY_CONFIG.__dict__, **change}), dtype=jnp.bfloat16)
+  params = jax.jit(module.init_params)(jax.random.key(2))
+  apply = functools.partial(module.apply, {'params': params})
+  encoded = apply(tiny_batch.encoder_input_tokens, method='encode')
+  arguments = encoded, tiny_batch.encoder_input_tokens
+  if path == 'teacher forcing':
+    targets = tiny_batch.decoder_input_tokens, tiny_batch.decoder_target_tokens
+    hidden = apply(*targets, *arguments, method=_before_the_logits)
+    logits = apply(*targets, *arguments, method='decode')
+  else:
+    cache = apply(*arguments, 2, method='init_cache')
+    token = tiny_batch.decoder_input_tokens[:, 0]
+    hidden = apply(token, cache, method=_step_before_the_logits)
+    logits, _ = apply(token, cache, method='decode_step')
+  kernel = params['token_embedder']['embedding'].T
+  if change:
+    hidden = hidden * TINY_CONFIG.d_model**-0.5
+  else:
+    kernel = params['decoder']['logits_dense']['kernel']
+  kernel = kernel.astype(jnp.bfloat16)
+
+  assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+  assert np.mean(logits == logits.astype(jnp.bfloat16).astype(jnp.float32)) < 0.1
+  exact = np.float64(hidden) @ np.float64(kernel)
+  assert_close(logits, exact, 1e-6)
+  # Rounding them, as it was, takes them a thousand times as far away.
+  assert np.abs(np.float64(hidden @ kernel) - exact).max() > 1e-3 * np.abs(exact).max()
+
+
+def _before_the_logits(self, inputs, targets, encoded, encoder_inputs):
+  return self.decoder(
+      self.token_embedder(inputs), inputs, targets, encoded, encoder_inputs > 0
+  )
+
+
+def _step_before_the_logits(self, token, cache):
+  return self.decoder.step(self.token_embedder(token[:, None]), cache)[0][:, 0]
+
+
+def test_the_logits_are_differentiated_in_the_type_of_the_factors():
+  keys = jax.random.split(jax.random.key(0))
+  x = jax.random.normal(keys[0], (2, 3, 8), jnp.bfloat16)
+  kernel = jax.random.normal(keys[1], (8, 20), jnp.bfloat16)
+
+  def loss(x, kernel, product=float32_product):
+    return jnp.sum(jax.nn.log_softmax(product(x, kernel)) ** 2)
+
+  program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, kernel).as_text()
+  products = [line for line in program.splitlines() if 'dot_general' in line]
+  results = sorted(re.search(r'x(b?f\d+)>$', line)[1] for line in products)
+  assert results == ['bf16', 'bf16', 'f32'], program
+  actual = jax.grad(loss, argnums=(0, 1))(x, kernel)
+  expected = jax.grad(loss, argnums=(0, 1))(
+      x.astype(jnp.float32), kernel.astype(jnp.float32), jnp.matmul
+  )
+  for one, other in zip(actual, expected):
+    assert one.dtype == jnp.bfloat16
+    assert_close(one, other, 0.02)
+
+
+@pytest.mark.parametrize('rate', [1.5, 1.0, -0.1, float('nan'), None, '0.1'])
+def test_what_is_no_dropout_rate_is_refused_by_the_name_of_its_macro(rate, tiny):
+  with pytest.raises(ValueError, match=r'DROPOUT_RATE is .*at least 0 and below 1'):
+    T5(TINY_CONFIG, dropout_rate=rate)
+  with pytest.raises(ValueError, match='DROPOUT_RATE is'):
+    tiny[0].clone(dropout_rate=rate)
+
+
 def test_float16_is_refused(tiny, tiny_batch):
   with pytest.raises(ValueError, match='overflows in float16.*bfloat16'):
     _apply((tiny[0].clone(dtype=jnp.float16), tiny[1]), tiny_batch)
@@ -230,6 +305,11 @@ def test_float16_is_refused(tiny, tiny_batch):
 def test_a_prompt_of_another_width_is_refused(tiny, tiny_batch):
   with pytest.raises(ValueError, match=r'\(3, 8\).*d_model=16'):
     _apply(tiny, tiny_batch, Injection(jnp.zeros((3, 8))))
+
+
+def test_a_prompt_of_no_positions_is_refused(tiny, tiny_batch):
+  with pytest.raises(ValueError, match=r'shape \(0, 16\): a prompt of no positions.*PROMPT_LENGTH'):
+    _apply(tiny, tiny_batch, Injection(jnp.zeros((0, 16))))
 
 
 def test_a_field_that_the_backbone_cannot_take_is_refused_by_name(tiny, tiny_batch):

@@ -10,6 +10,7 @@ import pytest
 
 from prompt_tuning_jax.checkpoints import load, names, native, source
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.data.vocabulary import Vocabulary
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG
 
@@ -139,6 +140,29 @@ def test_a_vocabulary_that_was_exchanged_is_refused(params, vocabulary, tmp_path
   samples.train_vocabulary(folder / 'spiece.model', 'other letters')
   with pytest.raises(ValueError, match='not the vocabulary this backbone was saved with'):
     load_backbone(folder)
+
+
+def test_a_given_vocabulary_must_be_the_recorded_one(formats, vocabulary, params, tmp_path):
+  other = samples.train_vocabulary(tmp_path / 'other.model', 'other letters')
+  own = formats['native'] / 'spiece.model'
+  for given in (other, other.path):
+    with pytest.raises(ValueError) as error:
+      load_backbone(formats['native'], vocabulary=given)
+    message = str(error.value)
+    assert message.startswith(f'{other.path} with 5 sentinels is not the vocabulary')
+    for part in (
+        Vocabulary(other.path, 5).fingerprint,
+        f'{formats["native"]}/config.json says {vocabulary.fingerprint}',
+        f'Leave VOCABULARY unset, so that {own} is used',
+    ):
+      assert part in message
+  with pytest.raises(ValueError, match='with 4 sentinels is not .* Give it extra_ids=5'):
+    load_backbone(formats['native'], vocabulary=Vocabulary(own, 4))
+  # Nothing is recorded by the other formats, nor by a model saved without a vocabulary.
+  assert load_backbone(formats['hf'], vocabulary=other).vocabulary is other
+  assert load_backbone(formats['t5x'], vocabulary=other).vocabulary is other
+  native.save_backbone(tmp_path / 'bare', TINY_CONFIG, params, None)
+  assert load_backbone(tmp_path / 'bare', vocabulary=other).vocabulary is other
 
 
 def test_the_maximal_distance_is_asked_for_only_where_it_is_not_recorded(formats):
