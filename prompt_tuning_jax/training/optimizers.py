@@ -6,12 +6,16 @@ its place in gin or Python.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from prompt_tuning_jax.training.description import keeps_arguments
+from prompt_tuning_jax.typing import Array, PyTree
 
 
 @keeps_arguments
@@ -28,7 +32,9 @@ def adafactor(
 
   Constant learning rate 0.3, no parameter scaling, no momentum, updates clipped to RMS 1;
   the weight decay is not multiplied by the learning rate. Second moments are factored
-  only where both dimensions are at least 128, so a prompt of 100 tokens is not.
+  only where both dimensions are at least 128, so a prompt of 100 tokens is not. Each layer
+  of a stack (`[L, …]` under `layers`) is a parameter of its own, as in T5X: it is factored,
+  clipped and scaled by itself.
 
   Args:
     learning_rate: a number or an optax schedule.
@@ -41,15 +47,82 @@ def adafactor(
     clipping_threshold: RMS to which an update is clipped; None for none.
     multiply_by_parameter_scale: scale updates by the parameter's RMS (T5's pretraining).
   """
-  return optax.adafactor(
-      learning_rate,
-      decay_rate=decay_rate,
-      decay_offset=-step_offset,
-      multiply_by_parameter_scale=multiply_by_parameter_scale,
-      clipping_threshold=clipping_threshold,
-      weight_decay_rate=weight_decay_rate,
-      eps=1e-30,
+  # The parts of optax.adafactor in its order, so that the states are the same too.
+  parts = [_factored_rms_per_layer(decay_rate=decay_rate, step_offset=-step_offset)]
+  if clipping_threshold is not None:
+    parts.append(_per_layer(optax.clip_by_block_rms(clipping_threshold)))
+  parts.append(optax.scale_by_learning_rate(learning_rate, flip_sign=False))
+  if multiply_by_parameter_scale:
+    parts.append(_per_layer(optax.scale_by_param_block_rms()))
+  if weight_decay_rate is not None:
+    parts.append(optax.add_decayed_weights(weight_decay_rate))
+  parts.append(optax.scale(-1))
+  return optax.chain(*parts)
+
+
+# What `optax.scale_by_factored_rms` keeps of a stack: one count, moments for each layer.
+_STATE_AXES = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
+
+
+def _factored_rms_per_layer(**settings: Any) -> optax.GradientTransformation:
+  """`optax.scale_by_factored_rms`, with the moments of each layer of a stack by itself."""
+  tx = optax.scale_by_factored_rms(**settings)
+
+  def init(params: PyTree) -> optax.FactoredState:
+    states = _map_layers(tx.init, (0,), _STATE_AXES, params)
+    return _joined(jnp.zeros((), jnp.int32), states, params)
+
+  def update(gradients, state, params):
+    states = jax.tree.map(
+        lambda *moments: optax.FactoredState(state.count, *moments),
+        *(state.v_row, state.v_col, state.v),
+    )
+    results = _map_layers(
+        tx.update, (0, _STATE_AXES, 0), (0, _STATE_AXES), gradients, states, params
+    )
+    updates, states = (
+        jax.tree.map(lambda _, result, i=i: result[i], gradients, results) for i in (0, 1)
+    )
+    return updates, _joined(optax.safe_increment(state.count), states, gradients)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _joined(count: Array, states: PyTree, like: PyTree) -> optax.FactoredState:
+  """One state of trees, as optax has it, from a tree of states with a leaf each."""
+  moments = (
+      jax.tree.map(lambda _, state, name=name: getattr(state, name), like, states)
+      for name in ('v_row', 'v_col', 'v')
   )
+  return optax.FactoredState(count, *moments)
+
+
+def _per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`tx`, which has no state, with each layer of a stack as a parameter of its own."""
+
+  def update(updates, state, params):
+    def one(update, param):
+      return tx.update(update, state, param)[0]
+
+    return _map_layers(one, (0, 0), 0, updates, params), state
+
+  return optax.GradientTransformation(tx.init, update)
+
+
+def _map_layers(
+    function: Callable[..., Any], in_axes: Any, out_axes: Any, tree: PyTree, *others: PyTree
+) -> PyTree:
+  """Maps `function` over the leaves, and over the layers of those that stack layers.
+
+  Those lie under a key `layers` (`backbones/t5_stacks.py`) and have the layers on axis 0.
+  """
+
+  def one(path, *leaves):
+    is_stacked = any(getattr(key, 'key', None) == 'layers' for key in path)
+    mapped = jax.vmap(function, in_axes, out_axes) if is_stacked else function
+    return mapped(*leaves)
+
+  return jax.tree.map_with_path(one, tree, *others)
 
 
 @keeps_arguments
