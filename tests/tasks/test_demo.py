@@ -8,7 +8,7 @@ import pytest
 
 import prompt_tuning_jax
 from prompt_tuning_jax.data.vocabulary import Vocabulary
-from prompt_tuning_jax.zoo.build import wordnet
+from prompt_tuning_jax.zoo.build import cloze, corpus, options, wordnet
 
 ZOO = Path(prompt_tuning_jax.__file__).parent / 'zoo'
 SIZES = {'train': 3800, 'validation': 480, 'test': 456}
@@ -156,10 +156,10 @@ def test_a_held_out_definition_left_in_the_corpus_stops_the_build(tmp_path):
   (tmp_path / 'books.txt').write_text('It was fair.\nShe saw the Small, red\tboat sink.\n')
   pair = {'inputs': 'define which word: a boat', 'targets': 'ship'}
   (tmp_path / 'word.jsonl').write_text(json.dumps(pair) + '\n')
-  wordnet.check_unseen(tmp_path, wordnet.Contamination(['a small red boat'], min_words=3))
+  corpus.check_unseen(tmp_path, wordnet.Contamination(['a small red boat'], min_words=3))
   held_out = wordnet.Contamination(['the small red boat', 'which word a boat'], min_words=3)
   with pytest.raises(ValueError) as error:
-    wordnet.check_unseen(tmp_path, held_out)
+    corpus.check_unseen(tmp_path, held_out)
   for words in ("'the small red boat' in", 'books.txt', "'which word a boat' in", 'word.jsonl'):
     assert words in str(error.value)
 
@@ -195,6 +195,83 @@ def test_pairs_leave_out_the_demos_synsets_and_never_answer_with_a_heading():
       {'inputs': 'what is it: a dog with curls', 'targets': 'dog'}
   ]
   assert [pair['inputs'] for pair in pairs['define']] == ['define: poodle', 'define: cat']
+
+
+def _taxonomy():
+  """Two kinds with enough below them to be options, a heading, and a few beasts."""
+  def synset(offset, word, gloss, hypernym):
+    return wordnet.Synset('n', offset, 5, (word,), gloss, (('n', hypernym),) if hypernym else ())
+
+  synsets = [
+      synset('1', 'animal', 'a living thing that moves', None),
+      synset('2', 'rodent', 'a small beast that gnaws', '1'),
+      synset('3', 'hawk', 'a large bird with sharp eyes', '1'),
+  ]
+  for number in range(options.MIN_BELOW):
+    synsets.append(synset(f'r{number}', f'mouse{number}', f'a grey one of kind {number}', '2'))
+    synsets.append(synset(f'h{number}', f'kite{number}', f'a brown one of kind {number}', '3'))
+  return synsets
+
+
+def test_options_hold_the_answer_once_and_nothing_else_that_is_right():
+  held_out = wordnet.Contamination(['a grey one of kind 1'], min_words=3)
+  pairs = options.option_pairs(_taxonomy(), frozenset({('n', 'r0')}), held_out)
+  # All beasts below the two kinds but the one of the demo and the one held out.
+  assert len(pairs) == options.REPEATS * (2 * options.MIN_BELOW - 2)
+  for pair in pairs:
+    offered, definition = pair['inputs'].split(' definition: ')
+    assert sorted(offered.replace(',', '').split()) == ['hawk', 'rodent']
+    assert pair['targets'] == ('rodent' if 'grey' in definition else 'hawk')
+    assert not definition.endswith((' 0', ' 1')) or 'brown' in definition
+  assert pairs == options.option_pairs(_taxonomy(), frozenset({('n', 'r0')}), held_out)
+
+
+@pytest.mark.parametrize(
+    ('definition', 'expected'),
+    [
+        ('a small animal with long ears', 'animal'),
+        ('someone who plays', 'someone'),
+        ('the act of leaving, or of going', 'act'),
+        ('dessert made by baking fruit', 'dessert'),
+        ('of or from Spain', None),
+    ],
+)
+def test_the_head_of_a_definition_is_found(definition, expected):
+  words = definition.split()
+  place = cloze.head(words)
+  assert (None if place is None else words[place]) == expected
+
+
+def test_a_cloze_pair_becomes_its_definition_again_with_its_answer():
+  synsets = [
+      wordnet.Synset('n', str(i), 5, ('x',), f'a quiet {beast} of the northern {place}', ())
+      for i, (beast, place) in enumerate(
+          [('rodent', 'forests'), ('falcon', 'coasts'), ('salmon', 'rivers')] * 5
+      )
+  ]
+  pairs = cloze.cloze_pairs(synsets, frozenset(), wordnet.Contamination([], 3))
+  assert len(pairs) == cloze.REPEATS * len(synsets)
+  with_options = 0
+  for pair in pairs:
+    offered, text = pair['inputs'].split('definition: ')
+    if offered:
+      with_options += 1
+      assert pair['targets'] in offered.replace(',', '').split()
+    whole = text.replace(cloze.BLANK, pair['targets'])
+    if cloze.BLANK not in text:
+      whole = text.replace('quiet', f'quiet {pair["targets"]}')
+    assert whole in {synset.gloss for synset in synsets}
+  assert 0 < with_options < len(pairs)
+
+
+def test_a_cloze_pair_is_never_a_held_out_definition():
+  synset = wordnet.Synset('n', '1', 5, ('x',), 'a quiet rodent of the forests', ())
+  assert synset.gloss not in wordnet.Contamination(['a rodent of the forests'], 3)
+  held_out = wordnet.Contamination(
+      ['a rodent of the forests', 'a quiet of the forests'], min_words=3
+  )
+  pairs = cloze.cloze_pairs([synset] * 20, frozenset(), held_out)
+  assert pairs and not any(pair['inputs'] in held_out for pair in pairs)
 
 
 def test_a_missing_database_is_named_with_its_remedy(tmp_path):

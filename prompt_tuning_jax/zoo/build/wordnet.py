@@ -1,26 +1,16 @@
-"""Makes the demo's data and the pretraining corpus from WordNet 3.0 and plain text.
+"""What the demo's data and nano's pretraining pairs are made of: WordNet 3.0.
 
-  python -m prompt_tuning_jax.zoo.build.wordnet \
-    --wordnet /usr/share/wordnet --corpus CORPUS_DIR --out /tmp/nano_corpus
-
-The demo asks what kind of thing a definition describes. WordNet files every noun under one
-of 26 headings (its lexicographer files: animal, artifact, body, ...); eight of them are the
-classes. Splits are drawn, the corpus is made without what was drawn, and then the splits are
-reduced: the demo shows a part of what the corpus left out.
-
-* No file of the corpus contains a definition of the demo's validation and test splits, as
-  the script checks when it has written them.
-* The supervised pairs (`word`, `kind` and `define`) have no synset of any split, and never
-  a heading as an answer.
+WordNet files every noun under one of 26 headings (its lexicographer files: animal,
+artifact, body, ...); the demo asks for eight of them. Splits are drawn, the corpus is made
+without what was drawn (`corpus.py`), and then the splits are reduced: the demo shows a part
+of what the corpus left out.
 
 Every choice is made by the rank of a hash, so the same inputs give the same files on any
 machine and any Python, and the head of an output file is a fair sample of the whole.
 """
 
-import argparse
 import dataclasses
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,17 +49,6 @@ VERB_HEADINGS = (
     'stative', 'weather')
 FIRST_NOUN_HEADING = 3
 HEADINGS = frozenset(heading.lower() for heading in NOUN_HEADINGS + VERB_HEADINGS)
-
-# Bytes taken from each text file of the corpus folder; None takes all of it.
-TEXTS = {
-    'wiki': ('wiki_vital_summaries.txt', None),
-    'books': ('books.txt', 15_000_000),
-    'dialogues': ('sgd_dialogues.txt', 2_000_000),
-    'speeches': ('state_union_inaugural.txt', 2_000_000),
-}
-MIN_BOOK_PARAGRAPH = 80  # characters; below it, books hold headings and page numbers
-
-DEMO_DIR = pathlib.Path(__file__).parent.parent / 'demo'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,117 +276,3 @@ def supervised_pairs(
       if kind.lower() not in HEADINGS:
         pairs['kind'].append(dict(inputs=f'what is it: {definition}', targets=kind))
   return pairs
-
-
-def text_lines(
-    path: pathlib.Path, max_bytes: int | None, min_characters: int,
-    held_out: Contamination
-) -> list[str]:
-  """Paragraphs of a text file in hash order, without held-out ones, up to max_bytes."""
-  with path.open(encoding='utf-8') as file:
-    paragraphs = {' '.join(line.split()) for line in file}
-  kept, size, dropped = [], 0, 0
-  for paragraph in in_hash_order(p for p in paragraphs if len(p) >= min_characters):
-    if paragraph in held_out:
-      dropped += 1
-      continue
-    size += len(paragraph.encode()) + 1
-    if max_bytes is not None and size > max_bytes:
-      break
-    kept.append(paragraph)
-  print(f'{path}: dropped {dropped} paragraphs with a held-out definition')
-  return kept
-
-
-def check_unseen(corpus: pathlib.Path, held_out: Contamination) -> None:
-  """Reads the corpus as written and looks for held-out definitions in every line.
-
-  Args:
-    corpus: folder of the .txt and .jsonl files.
-    held_out: the definitions that must not occur.
-
-  Raises:
-    ValueError: if some occur; it names them all, and their files.
-  """
-  seen = set()
-  for path in sorted([*corpus.glob('*.txt'), *corpus.glob('*.jsonl')]):
-    with path.open(encoding='utf-8') as lines:
-      found = {held_out.find(line) for line in lines} - {None}
-    seen.update(f'{definition!r} in {path}' for definition in found)
-  if seen:
-    raise ValueError(
-        'Held-out definitions of the demo occur in the pretraining corpus: '
-        f'{"; ".join(sorted(seen))}. Add them to EVERYDAY_PHRASES and run this again.')
-
-
-def _write_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
-  path.write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
-  words = sum(len(line.split()) for line in lines)
-  print(f'{path}: {len(lines):,} lines, {path.stat().st_size:,} bytes, '
-        f'{words / len(lines):.1f} words a line')
-
-
-def _write_pairs(path: pathlib.Path, pairs: Sequence[dict[str, str]]) -> None:
-  lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
-  path.write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
-  lengths = [sum(len(pair[side].split()) for pair in pairs) / len(pairs)
-             for side in ('inputs', 'targets')]
-  print(f'{path}: {len(pairs):,} pairs, {path.stat().st_size:,} bytes, '
-        f'{lengths[0]:.1f} words to {lengths[1]:.1f}')
-
-
-def _held_out_definitions(splits: dict[str, list[dict[str, str]]]) -> list[str]:
-  return [example['definition']
-          for split in ('validation', 'test') for example in splits[split]]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the demo's splits and the pretraining corpus, and prints their sizes."""
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--wordnet', type=pathlib.Path, required=True,
-                      help='folder of WordNet 3.0\'s data.noun, data.verb, ...')
-  parser.add_argument('--demo', type=pathlib.Path, default=DEMO_DIR,
-                      help='where the demo\'s splits go (default: the package)')
-  parser.add_argument('--corpus', type=pathlib.Path,
-                      help='folder with ' + ', '.join(name for name, _ in TEXTS.values()))
-  parser.add_argument('--out', type=pathlib.Path,
-                      help='where the corpus goes; without it only the demo is written')
-  args = parser.parse_args(argv)
-  if (args.out is None) != (args.corpus is None):
-    parser.error('--corpus and --out go together.')
-
-  synsets = read_synsets(args.wordnet)
-  drawn = choose_demo(synsets)
-  splits = reduce_demo(drawn)
-  args.demo.mkdir(parents=True, exist_ok=True)
-  for split, examples in splits.items():
-    path = args.demo / f'{split}.jsonl'
-    path.write_text(
-        ''.join(json.dumps(example, separators=(',', ':')) + '\n'
-                for example in examples), encoding='utf-8')
-    print(f'{path}: {len(examples):,} examples, {path.stat().st_size:,} bytes')
-  if args.out is None:
-    return
-
-  args.out.mkdir(parents=True, exist_ok=True)
-  secret = _held_out_definitions(drawn)
-  in_glosses = Contamination(secret, min_words=MIN_WORDS)
-  # Below five words a definition is a phrase anyone may use: see EVERYDAY_PHRASES.
-  in_prose = Contamination(secret, min_words=5)
-  in_demo = frozenset(('n', e['id']) for examples in drawn.values() for e in examples)
-
-  _write_lines(args.out / 'glosses.txt',
-               in_hash_order(gloss_lines(synsets, in_glosses)))
-  for name, (source, max_bytes) in TEXTS.items():
-    min_characters = MIN_BOOK_PARAGRAPH if name == 'books' else 1
-    _write_lines(args.out / f'{name}.txt',
-                 text_lines(args.corpus / source, max_bytes, min_characters, in_prose))
-  for name, pairs in supervised_pairs(synsets, in_demo, in_glosses).items():
-    _write_pairs(args.out / f'{name}.jsonl', in_hash_order(pairs))
-  check_unseen(args.out, Contamination(_held_out_definitions(splits), MIN_WORDS))
-  print(f'{args.out}: no validation or test definition occurs in any line')
-
-
-if __name__ == '__main__':
-  main()
