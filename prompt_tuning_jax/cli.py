@@ -1,6 +1,6 @@
 """The command line: `prompt-tuning <command> --gin_file=… --gin.NAME=VALUE`.
 
-What a command does is configured by gin (`config.py`) and done by the library; here are
+What a command does is configured by gin (`config/`) and done by the library; here are
 the flags, the help, and how errors look. An error of the user's (or the disk's) is one
 message and exit status 2; with --debug it keeps its traceback.
 """
@@ -21,11 +21,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prompt_tuning_jax import config, registry
+from prompt_tuning_jax import config
+from prompt_tuning_jax.config import errors, registry
+from prompt_tuning_jax.config.files import is_overlay
+from prompt_tuning_jax.config.macros import MACROS
 
 # TensorFlow, where seqio needs it, is to say nothing below an error.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
+_PROCESS_FLAGS = ('coordinator_address', 'process_count', 'process_index')
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
@@ -59,7 +63,8 @@ _COMMANDS = {
         'text in, text or ranked labels out',
         'Answers the texts on the command line, or one a line from standard input, with '
         'PROMPT_FILE or the backbone alone. CLASS_LABELS ranks those instead of writing '
-        'freely; INFER_OUTPUT_DIR keeps the answers in a file.',
+        'freely; INFER_OUTPUT_DIR keeps the answers in a file. Answers come one a line in '
+        'the order of the texts; a blank line is answered with a blank line.',
     ),
     'export': _Command(
         "a saved state of a run as an artifact",
@@ -177,7 +182,8 @@ def _make_parser(name: str) -> _Parser:
       action='append',
       default=[],
       metavar='FILE',
-      help='a recipe or gin file, by path or name (demo, models/nano); repeatable, later wins',
+      help='a recipe or gin file, by path or name (demo, models/nano); repeatable, later '
+      'wins, overlays last',
   )
   parser.add_argument(
       '--gin.NAME',
@@ -195,12 +201,14 @@ def _make_parser(name: str) -> _Parser:
   parser.add_argument(
       '--dry_run',
       action='store_true',
-      help='check everything, print what would run and the configuration, load no weights',
+      help='check what can be checked without loading weights or data (settings, files, '
+      'tasks), print what would run and the configuration',
   )
-  processes = parser.add_argument_group('several processes (passed to jax.distributed)')
-  processes.add_argument('--coordinator_address', metavar='HOST:PORT')
-  processes.add_argument('--process_count', type=int, metavar='N')
-  processes.add_argument('--process_index', type=int, metavar='I')
+  processes = parser.add_argument_group(
+      'several processes', "T5X's flags, refused so far: this version runs in one process"
+  )
+  for flag in _PROCESS_FLAGS:
+    processes.add_argument(f'--{flag}', metavar='…')
   return parser
 
 
@@ -234,47 +242,37 @@ def _parse(parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:
   return options
 
 
-def _join_processes(options: argparse.Namespace) -> None:
-  """Starts JAX's distributed runtime if the flags ask for it."""
-  given = {
-      'coordinator_address': options.coordinator_address,
-      'process_count': options.process_count,
-      'process_index': options.process_index,
-  }
-  missing = [f'--{name}' for name, value in given.items() if value is None]
-  if len(missing) == len(given):
-    return
-  if missing:
+def _refuse_processes(options: argparse.Namespace) -> None:
+  """Refuses flags that would start as many runs in one folder as there are processes."""
+  given = [f'--{flag}' for flag in _PROCESS_FLAGS if getattr(options, flag) is not None]
+  if given:
     raise _Usage(
-        f'prompt-tuning: {", ".join(missing)} missing: the three flags for several '
-        'processes go together.'
+        f'prompt-tuning: {", ".join(given)}: several processes are not supported yet, this '
+        'version runs in one. Leave these flags out.'
     )
-  import jax
-
-  jax.distributed.initialize(
-      options.coordinator_address, options.process_count, options.process_index
-  )
 
 
 def _run_configured(
     name: str, options: argparse.Namespace, bindings: Sequence[str], created_by: str
 ) -> None:
   """Builds a command's arguments with gin and calls its function with them."""
-  from prompt_tuning_jax import building, commands
+  from prompt_tuning_jax import commands
+  from prompt_tuning_jax.config import building, checks
 
+  _refuse_processes(options)
   paths = [path for path in options.gin_search_paths.split(',') if path]
   parsed = config.parse(name, options.gin_file, bindings, paths)
-  for note in parsed.notes:
-    print(f'prompt-tuning: note: {note}', file=sys.stderr)
   function = registry.command_function(name)
-  _join_processes(options)  # Before anything asks JAX for a device.
   with building.dry_run() if options.dry_run else contextlib.nullcontext():
     kwargs = parsed.kwargs()
+  for note in (*parsed.notes, *checks.check(name, kwargs)):
+    print(f'prompt-tuning: note: {note}', file=sys.stderr)
   if _accepts(function, 'created_by'):
     kwargs.setdefault('created_by', created_by)
   if name == 'infer':
     kwargs['texts'] = options.texts or _texts_from_input(options)
   if options.dry_run:
+    checks.check_sources(name, kwargs)
     commands.describe(name, kwargs)
     print(f'\n{parsed.operative()}')
     return
@@ -296,7 +294,7 @@ def _texts_from_input(options: argparse.Namespace) -> list[str]:
     return []
   if sys.stdin.isatty():
     print('prompt-tuning: one text a line, Ctrl-D ends the input:', file=sys.stderr)
-  return [line.rstrip('\n') for line in sys.stdin if line.strip()]
+  return [line.rstrip('\n') for line in sys.stdin]
 
 
 def _general_help() -> str:
@@ -321,16 +319,21 @@ def _macros_and_recipes(name: str) -> str:
   values = dict(re.findall(r'^([A-Z][A-Z_]+) = (.+?)\s*$', text, re.MULTILINE))
   lines = ['macros (--gin.NAME=VALUE), with their defaults:']
   for macro in used:
-    about = registry.MACROS.get(macro)
+    about = MACROS.get(macro)
     default = f' [{values[macro]}]' if macro in values else ' (to be set)'
     lines.append(f'  {macro}{default}')
     if about:
       lines.append(f'      {about.meaning}')
-  lines += ['', 'recipes (--gin_file=NAME):']
-  for file in config.packaged_files('recipes'):
-    with open(root / file, encoding='utf-8') as recipe:
-      first = recipe.readline().lstrip('#').strip()
-    lines.append(f'  {file.removeprefix("recipes/").removesuffix(".gin")}\n      {first}')
+  overlays = [file for file in config.packaged_files() if is_overlay(root / file)]
+  for title, files in (
+      ('recipes (--gin_file=NAME)', config.packaged_files('recipes')),
+      ('overlays (--gin_file=NAME as well; read after all others wherever named)', overlays),
+  ):
+    lines += ['', f'{title}:']
+    for file in files:
+      with open(root / file, encoding='utf-8') as opened:
+        first = opened.readline().lstrip('#').strip().removeprefix('overlay: ')
+      lines.append(f'  {file.split("/")[-1].removesuffix(".gin")}\n      {first}')
   return '\n'.join(lines)
 
 
@@ -345,7 +348,7 @@ def _with_includes(name: str) -> str:
 
 
 def _message(error: BaseException) -> str:
-  return config.without_gin_calls(str(error)).strip() or type(error).__name__
+  return errors.without_gin_calls(str(error)).strip() or type(error).__name__
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,19 @@ import jax
 
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.building import vocabulary_of
+from prompt_tuning_jax.config import checks
+from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.pretraining import Component
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
-from prompt_tuning_jax.evaluation.evaluate import EvalResult
+from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.export import restore_run
 from prompt_tuning_jax.training import trainable as trainable_lib
+
+# Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
+_BATCH_SIZE = 64
 
 
 def evaluate(
@@ -35,7 +40,7 @@ def evaluate(
     method: nn.Module | None = None,
     trainable: Any = None,
     best_metric: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     feature_lengths: Mapping[str, int] | None = None,
     placement: Any = None,
     eval_method: str = 'rank',
@@ -57,12 +62,13 @@ def evaluate(
     method: the run's prompt method, where a checkpoint is named.
     trainable: the run's optimiser or labelling, where a checkpoint is named.
     best_metric: metric of a run's best state.
-    batch_size: rows of a batch.
+    batch_size: rows of a batch; 64 where None.
     feature_lengths: longest inputs and targets; default: as the prompt was trained.
     placement: where the virtual tokens stand; default: as the prompt was trained.
     eval_method: 'rank' or 'generate'.
     lengths: 'pad' or 'bucket'.
-    decoding: how to generate; greedily where None.
+    decoding: how to generate; greedily up to the length of the targets where None. Its
+      max_length may be None: as the prompt was trained.
     output_dir: where metrics and predictions are written, if anywhere.
     task_module: module whose import registers the task.
     tfds_data_dir: folder of TensorFlow Datasets.
@@ -72,20 +78,19 @@ def evaluate(
     The result of each task.
   """
   prompt, params, step = None, None, None
-  if prompt_file and checkpoint_path:
-    raise ValueError(
-        f'PROMPT_FILE={prompt_file} and CHECKPOINT_PATH={checkpoint_path} are both set; '
-        'evaluate takes one of them.'
-    )
   if prompt_file:
     prompt = artifact.load_prompt(prompt_file)
+    feature_lengths = feature_lengths or prompt.manifest.feature_lengths or None
   elif checkpoint_path:
     run = restore_run(
         checkpoint_path, backbone, method, trainable, best_metric=best_metric
     )
     prompt, params, step = run.injection, run.params, run.saved.step
-    feature_lengths = feature_lengths or run.description['feature_lengths']
-    placement = placement or run.description['placement']
+    feature_lengths = feature_lengths or run.description.get('feature_lengths')
+    placement = placement or run.description.get('placement')
+  if decoding is not None and decoding.max_length is None:
+    longest = (feature_lengths or {}).get('targets', Decoding.max_length)
+    decoding = dataclasses.replace(decoding, max_length=longest)
   tasks = load_task_or_mixture(
       task,
       split,
@@ -98,7 +103,7 @@ def evaluate(
       backbone,
       prompt,
       [of_task for of_task, _ in tasks],
-      batch_size=batch_size,
+      batch_size=batch_size or _BATCH_SIZE,
       feature_lengths=feature_lengths,
       placement=placement,
       method=eval_method,
@@ -118,52 +123,55 @@ def infer(
     prompt_file: str | None = None,
     choices: Sequence[str] | None = None,
     placement: Any = None,
-    batch_size: int = 64,
-    decoding: Decoding = Decoding(),
+    batch_size: int | None = None,
+    decoding: Decoding | None = None,
     output_dir: str | None = None,
 ) -> list[str]:
   """Answers texts: ranks the choices where there are any, else writes freely.
 
   Args:
     backbone: the model.
-    texts: the inputs, as the task words them.
+    texts: the inputs, as the task words them. A blank one is not put to the model: its
+      answer is blank too, so that answers and texts match line by line.
     prompt_file: an artifact or a `.npy` prompt; None for the bare model.
     choices: texts to choose from.
     placement: where the virtual tokens stand; default: as the prompt was trained.
-    batch_size: most texts in a batch.
-    decoding: how to write freely.
+    batch_size: most texts in a batch; 64 where None.
+    decoding: how to write freely; greedily where None.
     output_dir: where `inferences.jsonl` is written, if anywhere.
 
   Returns:
-    A line for each text: the answer, and where choices were ranked their
-    log-probabilities, best first.
+    A line for each text, in their order: the answer, and where choices were ranked
+    their log-probabilities, best first.
   """
-  if not texts:
+  asked = [text for text in texts if text.strip()]
+  if not asked:
     raise ValueError('infer has no texts: name them as arguments or on standard input.')
-  prompt = artifact.load_prompt(prompt_file) if prompt_file else None
-  if choices:
-    ranked = infer_lib.rank(
-        backbone, prompt, texts, choices, placement=placement, batch_size=batch_size
+  if len(asked) < len(texts):
+    warnings.warn(
+        f'{len(texts) - len(asked)} of {len(texts)} texts are blank, and so are their '
+        'answers.',
+        stacklevel=2,
     )
-    answers = [
-        {'inputs': text, 'prediction': answer.label, 'scores': answer.scores}
-        for text, answer in zip(texts, ranked, strict=True)
+  prompt = artifact.load_prompt(prompt_file) if prompt_file else None
+  shared = dict(placement=placement, batch_size=batch_size or _BATCH_SIZE)
+  if choices is not None:
+    found = [
+        {'prediction': answer.label, 'scores': answer.scores}
+        for answer in infer_lib.rank(backbone, prompt, asked, choices, **shared)
     ]
   else:
-    settings = dataclasses.asdict(decoding)
-    written = infer_lib.generate(
-        backbone,
-        prompt,
-        texts,
-        decode=settings.pop('strategy'),
-        placement=placement,
-        batch_size=batch_size,
-        **settings,
-    )
-    answers = [
-        {'inputs': text, 'prediction': answer}
-        for text, answer in zip(texts, written, strict=True)
+    settings = dataclasses.asdict(decoding or Decoding())
+    settings['decode'] = settings.pop('strategy')
+    found = [
+        {'prediction': answer}
+        for answer in infer_lib.generate(backbone, prompt, asked, **shared, **settings)
     ]
+  remaining = iter(found)
+  answers = [
+      {'inputs': text, **(next(remaining) if text.strip() else {'prediction': ''})}
+      for text in texts
+  ]
   if output_dir:
     os.makedirs(output_dir, exist_ok=True)
     path = os.path.join(output_dir, 'inferences.jsonl')
@@ -175,7 +183,9 @@ def infer(
 
 def _answer_line(answer: Mapping[str, Any]) -> str:
   scores = sorted(answer.get('scores', {}).items(), key=lambda item: -item[1])
-  return '\t'.join([answer['prediction'], *(f'{name} {s:.3f}' for name, s in scores)])
+  # One line whatever the answer: some vocabularies hold line breaks.
+  text = ' '.join(answer['prediction'].splitlines())
+  return '\t'.join([text, *(f'{name} {s:.3f}' for name, s in scores)])
 
 
 @contextlib.contextmanager
@@ -224,16 +234,7 @@ def _describe_method(method: nn.Module, backbone: Backbone | None) -> str:
   name = f'{type(method).__name__}, {method.num_virtual_tokens} virtual tokens'
   if backbone is None:
     return name
-  # Initialisers may read embeddings; the shapes do not depend on them.
-  zeros = {
-      field.name: jax.nn.initializers.zeros
-      for field in dataclasses.fields(method)
-      if field.name.endswith('_init')
-  }
-  shapes = jax.eval_shape(
-      lambda key: method.clone(**zeros).init(key, backbone.spec), jax.random.key(0)
-  )
-  count = trainable_lib.count(shapes)
+  count = trainable_lib.count(checks.prompt_shapes(method, backbone))
   share = 100 * count / backbone.num_params
   return f'{name}, {count:,} parameters ({share:.2g} % of the model)'
 

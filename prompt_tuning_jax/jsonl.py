@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 
-def read_jsonl(path: str) -> list[dict]:
+def read_jsonl(
+    path: str | os.PathLike[str], *, needs: Sequence[str] = ()
+) -> list[dict[str, Any]]:
   """The records of a jsonl file; a last line cut short by a crash is passed over.
 
+  Args:
+    path: the file; one that does not exist holds nothing.
+    needs: what every record has to hold, for example ['step'].
+
   Raises:
-    ValueError: if another line is not JSON, naming it.
+    ValueError: if another line is not JSON, or a record lacks what it needs; names the
+      line.
   """
   records = []
   if os.path.exists(path):
@@ -19,9 +28,18 @@ def read_jsonl(path: str) -> list[dict]:
     for number, line in enumerate(lines):
       if not line.strip():
         continue
+      where = f'{path}, line {number + 1},'
       try:
-        records.append(json.loads(line))
+        record = json.loads(line)
       except json.JSONDecodeError as error:
         if any(rest.strip() for rest in lines[number + 1 :]):
-          raise ValueError(f'{path}, line {number + 1}, is not JSON: {error}') from error
+          raise ValueError(f'{where} is not JSON: {error}') from error
+        continue
+      missing = [name for name in needs if not isinstance(record, dict) or name not in record]
+      if missing:
+        raise ValueError(
+            f'{where} has no {" and no ".join(map(repr, missing))}: {line[:60]}. This '
+            'library did not write it; delete the line.'
+        )
+      records.append(record)
   return records

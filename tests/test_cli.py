@@ -7,15 +7,16 @@ import json
 import warnings
 
 import gin
-import jax
 import numpy as np
 import pytest
 
 import prompt_tuning_jax
-from prompt_tuning_jax import cli, commands, registry
+from prompt_tuning_jax import cli
 from prompt_tuning_jax.artifact import load_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.config import registry
+from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.training.loop import Interrupted
 from tests import saved_backbone
 
@@ -92,6 +93,7 @@ def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
   printed = capsys.readouterr().out
   assert stop.value.code == 0
   assert '--gin_file' in printed and 'demo' in printed
+  assert 't5x_exact\n      the original code' in printed and 'read after all others' in printed
   assert 'INITIAL_CHECKPOINT_PATH' in printed or command == 'pretrain'
 
 
@@ -105,8 +107,10 @@ def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
         (['train', '--gin_files=x'], 'Did you mean --gin_file?'),
         (['train', '--gin_file=demmo'], 'Did you mean recipes/demo.gin?'),
         (['train', 'demo'], "unknown argument 'demo'"),
-        (['train', *_NEEDED, '--process_count=2'], '--coordinator_address, --process_index'),
-        (['train', '--process_count=two'], 'invalid int value'),
+        (['train', *_NEEDED, '--process_count=2'], '--process_count: several processes are'),
+        (['infer', '--coordinator_address=here:1'], '--coordinator_address: several proce'),
+        (['train', '--gin.MODEL_DIR=None'], 'MODEL_DIR is None (--gin.MODEL_DIR), expected a t'),
+        (['train', '--gin.LEARNING_RATE=big'], 'expected a number, 0 or more'),
         (['train'], 'MODEL_DIR: folder of the run'),
     ],
 )
@@ -208,49 +212,44 @@ def test_a_flag_without_effect_is_noted_and_a_warning_is_one_line(
   ]
 
 
-def test_processes_are_joined_once_the_flags_are_known_to_be_right(
-    run, train_flags, replaced, monkeypatch
+def test_a_function_that_nothing_uses_is_noted_like_a_macro(run, train_flags, replaced):
+  replaced(lambda *, model_dir, **others: None)
+  _, _, errors = run(
+      *train_flags, '--gin.adamw.weight_decay=0.1', "--gin.Decoding.strategy='beam'"
+  )
+  assert errors.splitlines() == [
+      'prompt-tuning: note: adamw.weight_decay is set, but nothing in this run uses adamw.',
+      'prompt-tuning: note: Decoding.strategy is set, but nothing in this run uses Decoding. '
+      'Set DECODING=@Decoding() as well.',
+  ]
+
+
+@pytest.mark.parametrize('command', ['train', 'evaluate', 'infer'])
+def test_decoding_can_be_chosen_wherever_text_is_generated(
+    command, run, train_flags, monkeypatch
 ):
-  seen = []
-  monkeypatch.setattr(jax.distributed, 'initialize', lambda *args: seen.append(args))
+  seen = {}
 
-  def train(*, model_dir, **others):
-    seen.append('train')
+  def function(*, decoding, **others):
+    seen['decoding'] = decoding
 
-  replaced(train)
-  flags = ['--coordinator_address=here:1', '--process_count=2', '--process_index=1']
-  run(*train_flags, *flags, '--gin.PROMT_LENGTH=1')
-  assert seen == []
-  run(*train_flags, *flags)
-  assert seen == [('here:1', 2, 1), 'train']
-
-
-# The configuration in the folder of a run.
-
-
-def _config(folder):
-  return (folder / 'config.gin').read_text()
-
-
-def test_a_new_run_has_its_configuration_from_the_start(tmp_path):
-  with commands.kept_config(str(tmp_path / 'run'), 'A = 1\n'):
-    assert _config(tmp_path / 'run') == 'A = 1\n'
-
-
-def test_a_refused_run_leaves_the_configuration_of_the_one_before(tmp_path):
-  (tmp_path / 'run.json').write_text('{}')
-  (tmp_path / 'config.gin').write_text('A = 1\n')
-  with pytest.raises(ValueError), commands.kept_config(str(tmp_path), 'A = 2\n'):
-    raise ValueError('MODEL_DIR holds another run')
-  assert _config(tmp_path) == 'A = 1\n'
-
-
-def test_a_resumed_run_that_ends_well_leaves_its_configuration(tmp_path):
-  (tmp_path / 'run.json').write_text('{}')
-  (tmp_path / 'config.gin').write_text('A = 1\n')
-  with commands.kept_config(str(tmp_path), 'A = 2\n'):
-    assert _config(tmp_path) == 'A = 1\n'
-  assert _config(tmp_path) == 'A = 2\n'
+  monkeypatch.setattr(registry, 'command_function', lambda name: function)
+  flags = [f for f in train_flags[1:] if command == 'train' or 'MODEL_DIR' not in f]
+  method = [] if command == 'infer' else ['--gin.EVAL_METHOD=generate']
+  if command == 'infer':
+    flags = [*[f for f in flags if 'TASK' not in f], 'a text']
+  status, _, errors = run(command, *flags, *method)
+  assert (status, errors) == (0, '')
+  assert seen['decoding'] in (None, Decoding())
+  beam = ['--gin.DECODING=@Decoding()', "--gin.Decoding.strategy='beam'"]
+  status, _, errors = run(command, *flags, *method, *beam)
+  assert (status, errors) == (0, '')
+  # The longest answer is as long as the targets, which `infer` does not know.
+  longest = 64 if command == 'infer' else 4
+  assert seen['decoding'] == Decoding(strategy='beam', max_length=longest)
+  if command != 'infer':
+    _, _, errors = run(command, *flags, *beam)
+    assert "DECODING is set, but EVAL_METHOD='rank' ranks" in errors
 
 
 # Dry runs.
@@ -382,6 +381,7 @@ def test_a_backbone_is_pretrained_and_adapted(run, tmp_path):
       'pretrain', '--gin_file=sizes', '--gin.MODEL_DIR=first', vocabulary, *shared
   )
   assert (status, printed) == (0, 'first/backbone\n'), errors
+  assert 'trainable  ' in errors and 'component  text: span_corruption, 100 %' in errors
   status, printed, errors = run(
       'adapt',
       '--gin.MODEL_DIR=second',

@@ -9,6 +9,7 @@ import gin
 import pytest
 
 from prompt_tuning_jax import cli, config
+from prompt_tuning_jax.config.files import is_overlay
 from tests import saved_backbone
 
 RECIPES = config.packaged_files('recipes')
@@ -44,11 +45,20 @@ def test_a_recipe_opens_with_its_command_its_cost_and_its_score(recipe):
   assert _command(recipe) != 'train' or 'Score to expect:' in _header(recipe)
 
 
+def test_an_overlay_says_in_its_first_line_what_it_changes():
+  root = config.gin_folder()
+  overlays = [name for name in config.packaged_files() if is_overlay(root / name)]
+  assert overlays == ['runs/t5x_exact.gin']
+  for name in overlays:
+    assert re.match(r'# overlay: \w.{20}', (root / name).read_text())
+
+
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_path, capsys):
   command = _command(recipe)
   flags = [f'--gin_file={recipe}', f'--gin.MODEL_DIR={tmp_path}/run', '--dry_run']
-  text = (config.gin_folder() / recipe).read_text()
+  # A recipe may include another, so the texts of all of them are there.
+  text = ''.join((config.gin_folder() / name).read_text() for name in RECIPES)
   if command == 'adapt':
     flags.append('--gin.INITIAL_CHECKPOINT_PATH=' + saved_backbone.save(tmp_path / 'tiny'))
   for name in re.findall(r"'(nano_corpus/.+?)'", text):

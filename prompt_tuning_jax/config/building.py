@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
@@ -143,3 +143,8 @@ def steps_after(total: int, start: int) -> int:
         'TRAIN_STEPS_RELATIVE=n instead.'
     )
   return total - start
+
+
+def answer_length(feature_lengths: Mapping[str, int] | None) -> int | None:
+  """Most tokens of a generated answer: those of the targets; None where nothing says it."""
+  return feature_lengths['targets'] if feature_lengths else None

@@ -1,0 +1,286 @@
+"""What a command's settings are checked for before anything large is read.
+
+`check` runs before every command, dry or not, so that a mistake in the last minute of a
+run's start shows in its first second; where the library has a function that refuses a
+value, that is what is called. `check_sources` looks for what a run would find out by
+itself a little later (is there such a task?), for a dry run to tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from prompt_tuning_jax import artifact
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data import buckets, cache
+from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
+from prompt_tuning_jax.data.virtual_tokens import as_placement
+from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.training import loop, pretrain
+from prompt_tuning_jax.training import trainable as trainable_lib
+from prompt_tuning_jax.training.state_saving import StateSaver
+from prompt_tuning_jax.typing import PyTree
+
+
+def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
+  """Checks the arguments of a command's function with each other.
+
+  Args:
+    command: the command's name.
+    kwargs: its arguments, as gin built them.
+
+  Returns:
+    Notes on what is right, but may not be what the user means.
+
+  Raises:
+    ValueError, OSError: naming the macro and what it may be.
+  """
+  return _CHECKS[command](**kwargs) or []
+
+
+def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
+  """Looks for the tasks and prompts that a command names.
+
+  Raises:
+    ValueError, ImportError: if there is no such task.
+    ValueError, OSError: if a prompt cannot be read, or does not fit the backbone.
+  """
+  backbone = kwargs.get('backbone')
+  if kwargs.get('prompt_file'):
+    prompt = artifact.load_prompt(kwargs['prompt_file'])
+    if backbone is not None:
+      prompt.injection.check(backbone.spec)
+  split = 'train' if command == 'train' else kwargs.get('split')
+  for name, of_split in (
+      (kwargs.get('task'), split),
+      (kwargs.get('eval_task'), kwargs.get('eval_split', 'validation')),
+  ):
+    if name:
+      _check_task(
+          name,
+          of_split or 'validation',
+          backbone,
+          kwargs.get('task_module', cache.DEFAULT_TASK_MODULE),
+          kwargs.get('cache_dir'),
+      )
+
+
+def _check_train(
+    *,
+    backbone: Backbone,
+    model_dir: str,
+    train_steps: int,
+    method: nn.Module | None = None,
+    trainable: Any = None,
+    batch_size: int = 32,
+    feature_lengths: Mapping[str, int] | None = None,
+    placement: Any = 'prefix',
+    lengths: str = 'pad',
+    microbatches: int = 1,
+    eval_method: str = 'rank',
+    eval_period: int = 0,
+    decoding: Any = None,
+    checkpoint_period: int = 0,
+    keep_checkpoints: int = 2,
+    best_metric: str | None = None,
+    best_mode: str = 'max',
+    log_period: int = 50,
+    **others: Any,
+) -> list[str]:
+  del others
+  loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period)
+  StateSaver(model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode)
+  if microbatches < 1 or batch_size % microbatches:
+    raise ValueError(
+        f'MICROBATCHES={microbatches} does not divide BATCH_SIZE={batch_size}. Choose a '
+        'divisor.'
+    )
+  _check_choice('LENGTHS', lengths, buckets.LENGTHS)
+  _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
+  count = 0 if method is None else method.num_virtual_tokens
+  input_length = feature_lengths['inputs'] if feature_lengths else None
+  as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
+  if trainable is not None:
+    shapes = {'backbone': backbone.shapes}
+    if method is not None:
+      shapes['prompt'] = prompt_shapes(method, backbone)
+    trainable_lib.split(shapes, trainable_lib.as_labelling(trainable, method))
+  if decoding is not None and decoding.max_length is None:
+    raise ValueError(
+        'DECODING does not know how long answers may be: set TASK_FEATURE_LENGTHS, or '
+        '--gin.Decoding.max_length=N.'
+    )
+  return _notes_on_decoding(decoding, eval_method)
+
+
+def _check_evaluate(
+    *,
+    backbone: Backbone,
+    prompt_file: str | None = None,
+    checkpoint_path: str | None = None,
+    placement: Any = None,
+    eval_method: str = 'rank',
+    lengths: str = 'bucket',
+    decoding: Any = None,
+    **others: Any,
+) -> list[str]:
+  del others
+  if prompt_file and checkpoint_path:
+    raise ValueError(
+        f'PROMPT_FILE={prompt_file} and CHECKPOINT_PATH={checkpoint_path} are both set; '
+        'evaluate takes one of them.'
+    )
+  _check_prompt_file(prompt_file)
+  if checkpoint_path:
+    _check_checkpoint(checkpoint_path)
+  if placement is not None:
+    as_placement(placement).bind(backbone.vocabulary)
+  _check_choice('LENGTHS', lengths, buckets.LENGTHS)
+  _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
+  return _notes_on_decoding(decoding, eval_method)
+
+
+def _check_infer(
+    *,
+    backbone: Backbone,
+    prompt_file: str | None = None,
+    choices: Sequence[str] | None = None,
+    placement: Any = None,
+    **others: Any,
+) -> None:
+  del others
+  _check_prompt_file(prompt_file)
+  if placement is not None:
+    as_placement(placement).bind(backbone.vocabulary)
+  if choices is not None and not choices:
+    raise ValueError(
+        'CLASS_LABELS is empty: there is nothing to rank. Name the labels, or set '
+        'CLASS_LABELS=None to let the model write freely.'
+    )
+
+
+def _check_export(
+    *, checkpoint_path: str | None, output: str | None, **others: Any
+) -> None:
+  del others
+  for name, value in (('CHECKPOINT_PATH', checkpoint_path), ('PROMPT_FILE', output)):
+    if not value:
+      raise ValueError(f'{name} is {value!r}, but export needs it. Set --gin.{name}=PATH.')
+  _check_checkpoint(checkpoint_path)
+
+
+def _check_pretrain(
+    *,
+    components: Sequence[Any],
+    train_steps: int,
+    trainable: Any,
+    config: Any = None,
+    vocabulary: Any = None,
+    backbone: Backbone | None = None,
+    microbatches: int = 1,
+    checkpoint_period: int = 500,
+    log_period: int = 50,
+    **others: Any,
+) -> None:
+  del others
+  # A backbone that is not on the machine of a dry run has no vocabulary there.
+  if backbone is None or backbone.vocabulary is not None:
+    module, _ = pretrain.starting_point(config, backbone, vocabulary)
+    shapes = jax.eval_shape(module.init_params, jax.random.key(0))
+    trainable_lib.split({'backbone': shapes}, trainable_lib.as_labelling(trainable, None))
+  pretrain.check_microbatches(components, microbatches)
+  loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
+
+
+_CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
+    'train': _check_train,
+    'evaluate': _check_evaluate,
+    'infer': _check_infer,
+    'export': _check_export,
+    'pretrain': _check_pretrain,
+    'adapt': _check_pretrain,
+}
+
+
+def prompt_shapes(method: nn.Module, backbone: Backbone) -> PyTree:
+  """Shapes of a prompt method's parameters, without reading any weights."""
+  # Initialisers may read embeddings; the shapes do not depend on them.
+  zeros = {
+      field.name: jax.nn.initializers.zeros
+      for field in dataclasses.fields(method)
+      if field.name.endswith('_init')
+  }
+  return jax.eval_shape(
+      lambda key: method.clone(**zeros).init(key, backbone.spec)['params'],
+      jax.random.key(0),
+  )
+
+
+def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:
+  if value not in choices:
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise ValueError(
+        f'{macro} is {value!r}; it may be {" or ".join(map(repr, choices))}.{hint}'
+    )
+
+
+def _check_prompt_file(path: str | None) -> None:
+  if path and not os.path.isfile(path):
+    raise FileNotFoundError(
+        f'PROMPT_FILE: there is no file {path}. Name an artifact, such as the '
+        'prompt.safetensors in the folder of a run, or a .npy prompt.'
+    )
+
+
+def _check_checkpoint(path: str) -> None:
+  """Refuses a path without a saved state, and runs that have neither prompt nor task."""
+  path = os.path.abspath(path)
+  folder, name = os.path.split(path)
+  is_step = name.startswith('checkpoint_')
+  run = folder if is_step else path
+  saver = StateSaver(run)
+  latest = saver.latest()
+  if latest is None or not os.path.isdir(path):
+    saver.all()  # Names in warnings what lies there and is damaged.
+    raise FileNotFoundError(
+        f'CHECKPOINT_PATH {path} holds no saved state. Name the MODEL_DIR of a run, or a '
+        'checkpoint_<step> in it.'
+    )
+  if saver.description(latest).get('task') == 'pretraining':
+    raise ValueError(
+        f'CHECKPOINT_PATH {path} is of a run of `pretrain` or `adapt`, which makes a '
+        'backbone and no prompt. Leave CHECKPOINT_PATH out and name the backbone that it '
+        f'leaves when it is finished: INITIAL_CHECKPOINT_PATH={os.path.join(run, "backbone")}'
+    )
+
+
+def _check_task(
+    name: str, split: str, backbone: Backbone | None, task_module: str, cache_dir: str | None
+) -> None:
+  vocabulary = backbone.vocabulary if backbone is not None else None
+  if vocabulary is not None and os.path.exists(
+      cache.cache_path(name, split, vocabulary, cache_dir)
+  ):
+    return
+  if seqio_is_installed():
+    from prompt_tuning_jax.data import seqio_source
+
+    if seqio_source.mixture_members(name, task_module) is None:
+      seqio_source.task_functions(name, task_module)
+
+
+def _notes_on_decoding(decoding: Any, eval_method: str) -> list[str]:
+  if decoding is None or eval_method != 'rank':
+    return []
+  return [
+      "DECODING is set, but EVAL_METHOD='rank' ranks the labels of a task that has labels. "
+      "Set EVAL_METHOD='generate' to have answers decoded."
+  ]

@@ -1,0 +1,207 @@
+"""What a command's settings are checked for before anything large is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from prompt_tuning_jax import artifact, cli, initializers
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.config import checks, registry
+from prompt_tuning_jax.data import cache, seqio_source
+from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.training.state_saving import StateSaver
+from prompt_tuning_jax.typing import Injection
+from tests import saved_backbone
+
+
+@pytest.fixture(scope='module')
+def backbone_dir(tmp_path_factory):
+  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture
+def dry_run(capsys, backbone_dir, monkeypatch):
+  """Runs a command dry and returns its status and errors; weights must not be read."""
+
+  def refuse(self):
+    raise AssertionError('a dry run must not load weights')
+
+  monkeypatch.setattr(Backbone, 'params', property(refuse))
+
+  def run(command, *flags):
+    shared = [f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}']
+    if command in ('train', 'evaluate'):
+      shared += [
+          '--gin.MIXTURE_OR_TASK_NAME=demo_gloss_category',
+          "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}",
+      ]
+    if command in ('train', 'adapt'):
+      shared.append('--gin.MODEL_DIR=run')
+    status = cli.main([command, *shared, *flags, '--dry_run'])
+    return status, capsys.readouterr().err
+
+  return run
+
+
+@pytest.fixture
+def prompt_file(backbone_dir, tmp_path):
+  path = str(tmp_path / 'prompt.safetensors')
+  artifact.save_prompt(
+      path,
+      Injection(virtual_embeddings=np.ones((3, 16), np.float32)),
+      backbone=load_backbone(backbone_dir),
+  )
+  return path
+
+
+@pytest.mark.parametrize(
+    ('command', 'flag', 'answer'),
+    [
+        ('train', '--gin.MICROBATCHES=5', 'MICROBATCHES=5 does not divide BATCH_SIZE=32'),
+        ('train', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
+        ('train', "--gin.PLACEMENT=(3, 'inputs')", 'places for 3 virtual tokens, but'),
+        ('train', '--gin.LENGTHS=pak', "LENGTHS is 'pak'; it may be 'pad' or 'bucket'. Did"),
+        ('train', '--gin.EVAL_METHOD=ranking', "EVAL_METHOD is 'ranking'; it may be 'rank'"),
+        ('train', "--gin.train.best_mode='most'", "best_mode is 'most'"),
+        ('train', '--gin.train.keep_checkpoints=0', 'keep_checkpoints is 0'),
+        ('train', '--gin.train.log_period=0', 'log_period is 0'),
+        ('train', "--gin.TRAINABLE={'promt': @adafactor()}", "['promt'], which leads to no"),
+        ('train', '--gin.MIXTURE_OR_TASK_NAME=demo_glos', "No task or mixture 'demo_glos'"),
+        ('train', '--gin.EVAL_TASK_NAME=nope', "No task or mixture 'nope'"),
+        ('train', '--gin.MIXTURE_OR_TASK_MODULE=no.where', "Cannot import the module 'no.wh"),
+        ('evaluate', '--gin.MIXTURE_OR_TASK_NAME=nope', "No task or mixture 'nope'"),
+        ('evaluate', '--gin.CHECKPOINT_PATH=/nope', 'CHECKPOINT_PATH /nope holds no saved'),
+        ('evaluate', '--gin.PROMPT_FILE=/nope', 'PROMPT_FILE: there is no file /nope'),
+        ('evaluate', '--gin.LENGTHS=pak', "LENGTHS is 'pak'"),
+        ('evaluate', '--gin.EVAL_METHOD=x', "EVAL_METHOD is 'x'"),
+        ('evaluate', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
+        ('infer', '--gin.PROMPT_FILE=/nope', 'PROMPT_FILE: there is no file /nope'),
+        ('infer', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
+    ],
+)
+def test_a_dry_run_finds_what_the_run_would(dry_run, command, flag, answer):
+  status, errors = dry_run(command, flag)
+  assert status == 2
+  assert answer in errors
+  assert 'Traceback' not in errors
+
+
+def test_a_dry_run_finds_a_prompt_to_start_from_that_is_not_there(dry_run):
+  status, errors = dry_run('train', '--gin_file=from_file', '--gin.PROMPT_FILE=/nope.npy')
+  assert status == 2
+  assert '/nope.npy' in errors
+
+
+def test_a_dry_run_reads_prompts_and_holds_them_against_the_model(
+    dry_run, prompt_file, tmp_path
+):
+  for command in ('evaluate', 'infer'):
+    assert dry_run(command, f'--gin.PROMPT_FILE={prompt_file}') == (0, '')
+  np.save(tmp_path / 'wide.npy', np.ones((3, 17), np.float32))
+  status, errors = dry_run('evaluate', '--gin.PROMPT_FILE=wide.npy')
+  assert status == 2
+  assert '17' in errors and '16' in errors
+
+
+def test_a_task_that_is_tokenised_already_needs_no_seqio(dry_run, backbone_dir, monkeypatch):
+  monkeypatch.setattr(
+      seqio_source, 'import_seqio', lambda: pytest.fail('seqio was imported')
+  )
+  vocabulary = load_backbone(backbone_dir).vocabulary
+  path = Path(cache.cache_path('mine', 'validation', vocabulary))
+  path.parent.mkdir(parents=True)
+  path.touch()
+  assert dry_run('evaluate', '--gin.MIXTURE_OR_TASK_NAME=mine') == (0, '')
+
+
+def test_both_a_prompt_and_a_checkpoint_are_one_too_many(dry_run, prompt_file):
+  status, errors = dry_run(
+      'evaluate', f'--gin.PROMPT_FILE={prompt_file}', '--gin.CHECKPOINT_PATH=run'
+  )
+  assert status == 2
+  assert 'both set' in errors
+
+
+def test_a_dry_run_of_adaptation_checks_its_batches_and_what_trains(dry_run, tmp_path):
+  (tmp_path / 'text.txt').write_text('some words\n' * 10)
+  flags = ["--gin.TEXT_FILES=['text.txt']", '--gin.BATCH_SIZE=8']
+  assert dry_run('adapt', *flags) == (0, '')
+  status, errors = dry_run('adapt', *flags, '--gin.MICROBATCHES=3')
+  assert status == 2
+  assert "MICROBATCHES=3 does not divide the batch_size=8 of component 'text'" in errors
+  status, errors = dry_run('adapt', *flags, "--gin.TRAINABLE={'prompt': @adafactor()}")
+  assert status == 2
+  assert "['prompt'], which leads to no parameter" in errors
+
+
+def test_the_real_run_is_checked_before_it_begins(backbone_dir, monkeypatch, capsys):
+  def train(**kwargs):
+    raise AssertionError('the run has begun')
+
+  monkeypatch.setattr(registry, 'command_function', lambda name: train)
+  status = cli.main([
+      'train',
+      f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}',
+      '--gin.MIXTURE_OR_TASK_NAME=demo_gloss_category',
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}",
+      '--gin.MODEL_DIR=run',
+      '--gin.LENGTHS=pak',
+  ])
+  assert status == 2
+  assert "LENGTHS is 'pak'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'export'])
+@pytest.mark.parametrize('name', ['', 'checkpoint_3'])
+def test_a_run_that_made_a_backbone_is_told_from_one_that_made_a_prompt(
+    dry_run, tmp_path, command, name
+):
+  StateSaver(tmp_path / 'adapted').save(
+      3, {'x': np.zeros(2)}, description={'task': 'pretraining'}
+  )
+  flags = [f'--gin.CHECKPOINT_PATH={tmp_path / "adapted" / name}']
+  if command == 'export':
+    flags.append('--gin.PROMPT_FILE=out.safetensors')
+  status, errors = dry_run(command, *flags)
+  assert status == 2
+  assert f'INITIAL_CHECKPOINT_PATH={tmp_path}/adapted/backbone' in errors
+  flags.append(f'--gin.CHECKPOINT_PATH={tmp_path}/adapted/checkpoint_4')
+  status, errors = dry_run(command, *flags)
+  assert status == 2
+  assert 'checkpoint_4 holds no saved state' in errors
+
+
+def test_export_says_what_it_needs(dry_run):
+  status, errors = dry_run('export', '--gin.CHECKPOINT_PATH=x', '--gin.PROMPT_FILE=None')
+  assert status == 2
+  assert 'PROMPT_FILE is None, but export needs it' in errors
+
+
+def test_decoding_needs_a_length_where_nothing_gives_one(dry_run):
+  status, errors = dry_run(
+      'train', '--gin.TASK_FEATURE_LENGTHS=None', '--gin.DECODING=@Decoding()'
+  )
+  assert status == 2
+  assert 'set TASK_FEATURE_LENGTHS, or --gin.Decoding.max_length=N' in errors
+
+
+def test_shapes_of_a_prompt_are_known_without_the_embeddings(backbone_dir, monkeypatch):
+  backbone = load_backbone(backbone_dir)
+  method = SoftPrompt(5, initializers.sampled_vocab(backbone))
+  shapes = checks.prompt_shapes(method, backbone)
+  assert jax.tree.map(lambda leaf: leaf.shape, shapes) == {'prompt': (5, 16)}
+  assert 'params' not in vars(backbone)

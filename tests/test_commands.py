@@ -1,0 +1,153 @@
+"""What `evaluate` and `infer` make of files, blank lines and settings left out; config.gin."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import gin
+import numpy as np
+import pytest
+
+from prompt_tuning_jax import artifact, cli, commands
+from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.typing import Injection
+from tests import saved_backbone
+
+
+@pytest.fixture(scope='module')
+def backbone_dir(tmp_path_factory):
+  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
+
+
+@pytest.fixture(scope='module')
+def backbone(backbone_dir):
+  return load_backbone(backbone_dir)
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture
+def infer(backbone_dir, capsys, monkeypatch):
+  """Runs `infer` on what is piped to it and returns status, lines of output and errors."""
+
+  def run(piped, *flags):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(piped))
+    where = f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}'
+    status = cli.main(['infer', where, '--gin.Decoding.max_length=3', *flags])
+    printed, errors = capsys.readouterr()
+    return status, printed.split('\n')[:-1], errors
+
+  return run
+
+
+@pytest.mark.filterwarnings('default')
+@pytest.mark.parametrize('labels', [[], ["--gin.CLASS_LABELS=['animal', 'plant']"]])
+def test_lines_of_answers_match_lines_of_standard_input(infer, tmp_path, labels):
+  status, lines, errors = infer(
+      'a dog\n\n  \na tree\n', *labels, f'--gin.INFER_OUTPUT_DIR={tmp_path}'
+  )
+  assert status == 0, errors
+  assert len(lines) == 4
+  assert lines[1] == lines[2] == ''
+  assert '2 of 4 texts are blank' in errors
+  records = [json.loads(x) for x in (tmp_path / 'inferences.jsonl').read_text().splitlines()]
+  assert [record['inputs'] for record in records] == ['a dog', '', '  ', 'a tree']
+  # Blank lines change nothing for the others.
+  assert infer('a dog\na tree\n', *labels)[1] == [lines[0], lines[3]]
+
+
+def test_nothing_but_blank_lines_is_refused(infer):
+  status, lines, errors = infer('\n \n')
+  assert (status, lines) == (2, [])
+  assert 'infer has no texts' in errors
+
+
+def test_no_labels_to_choose_from_are_not_taken_for_none_given(infer, backbone):
+  status, lines, errors = infer('a dog\n', '--gin.CLASS_LABELS=[]')
+  assert (status, lines) == (2, [])
+  assert 'CLASS_LABELS is []' in errors
+  status, _, errors = infer('a dog\n', '--gin.infer.choices=[]')
+  assert status == 2
+  assert 'CLASS_LABELS is empty' in errors
+  with pytest.raises(ValueError):
+    commands.infer(backbone=backbone, texts=['a dog'], choices=[])
+
+
+def test_an_answer_stays_on_its_line():
+  assert commands._answer_line({'prediction': 'one\ntwo'}) == 'one two'
+
+
+@pytest.fixture
+def evaluated(backbone, monkeypatch):
+  """Calls `evaluate` up to the library's function and returns what that is given."""
+
+  def run(**kwargs):
+    seen = {}
+    monkeypatch.setattr(commands, 'load_task_or_mixture', lambda *args, **others: [])
+    monkeypatch.setattr(
+        evaluate_lib, 'evaluate', lambda *args, **others: seen.update(others) or {}
+    )
+    commands.evaluate(backbone=backbone, task='a_task', **kwargs)
+    return seen
+
+  return run
+
+
+def test_answers_may_be_as_long_as_the_targets_the_prompt_was_trained_with(
+    evaluated, backbone, tmp_path
+):
+  path = str(tmp_path / 'prompt.safetensors')
+  artifact.save_prompt(
+      path,
+      Injection(virtual_embeddings=np.ones((3, 16), np.float32)),
+      backbone=backbone,
+      feature_lengths={'inputs': 9, 'targets': 7},
+  )
+  open_end = Decoding(strategy='beam', max_length=None)
+  assert evaluated(decoding=open_end, prompt_file=path)['decoding'].max_length == 7
+  assert evaluated(decoding=open_end)['decoding'].max_length == 64
+  lengths = {'inputs': 9, 'targets': 5}
+  given = evaluated(decoding=open_end, prompt_file=path, feature_lengths=lengths)
+  assert given['decoding'].max_length == 5
+  assert evaluated(decoding=Decoding(max_length=2), prompt_file=path)['decoding'].max_length == 2
+  assert evaluated(prompt_file=path)['decoding'] is None
+
+
+def test_the_configuration_of_a_training_run_leaves_the_batch_size_open(evaluated):
+  assert evaluated(batch_size=None)['batch_size'] == 64
+
+
+# The configuration in the folder of a run.
+
+
+def _config(folder):
+  return (folder / 'config.gin').read_text()
+
+
+def test_a_new_run_has_its_configuration_from_the_start(tmp_path):
+  with commands.kept_config(str(tmp_path / 'run'), 'A = 1\n'):
+    assert _config(tmp_path / 'run') == 'A = 1\n'
+
+
+def test_a_refused_run_leaves_the_configuration_of_the_one_before(tmp_path):
+  (tmp_path / 'run.json').write_text('{}')
+  (tmp_path / 'config.gin').write_text('A = 1\n')
+  with pytest.raises(ValueError), commands.kept_config(str(tmp_path), 'A = 2\n'):
+    raise ValueError('MODEL_DIR holds another run')
+  assert _config(tmp_path) == 'A = 1\n'
+
+
+def test_a_resumed_run_that_ends_well_leaves_its_configuration(tmp_path):
+  (tmp_path / 'run.json').write_text('{}')
+  (tmp_path / 'config.gin').write_text('A = 1\n')
+  with commands.kept_config(str(tmp_path), 'A = 2\n'):
+    assert _config(tmp_path) == 'A = 1\n'
+  assert _config(tmp_path) == 'A = 2\n'
