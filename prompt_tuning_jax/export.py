@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import native
-from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.state_saving import Saved, StateSaver
-from prompt_tuning_jax.training.step import TrainState
+from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.training.parameters import RunParameters
+from prompt_tuning_jax.training.state_saving import DamagedError, Saved, StateSaver
 from prompt_tuning_jax.typing import Injection, PyTree
 
 
@@ -83,28 +82,79 @@ def restore_run(
         f'{fingerprint[:12]}…), but this is {backbone.name} (weights '
         f'{backbone.fingerprint[:12]}…). Name the backbone the run started from.'
     )
-  params: dict[str, PyTree] = {'backbone': backbone.params}
-  if method is not None:
-    params['prompt'] = jax.eval_shape(
-        lambda key: method.init(key, backbone.spec)['params'], jax.random.key(0)
-    )
-  subject = 'backbone' if method is None else 'prompt'
-  labelling = trainable if isinstance(trainable, Mapping) else {subject: trainable}
-  trained, frozen = trainable_lib.split(params, labelling)
-  tx = trainable_lib.make_optimizer(labelling, trained)
-  template = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trained)
-  state, _ = saver.restore(template, saved)
-  params = trainable_lib.merge(state.trainable, frozen)
-  injection = None
-  if method is not None:
-    injection = method.apply({'params': params['prompt']}, backbone.spec)
+  parameters = RunParameters(
+      backbone, method, trainable, seed=description.get('random_seed', 0)
+  )
+  try:
+    state, _ = saver.restore(parameters.template, saved)
+  except DamagedError as error:
+    others = ', '.join(s.path for s in states if s.path != saved.path)
+    remedy = f'Set CHECKPOINT_PATH to another: {others}.' if others else 'It has no other.'
+    raise ValueError(f'{error} {remedy}') from error
+  injection, params = parameters.folded(state.trainable)
   return RestoredRun(
       saved=saved,
       injection=injection,
-      params=params['backbone'],
+      params=params,
       tuned_backbone='backbone' in state.trainable,
       description=description,
   )
+
+
+def write_outcome(
+    injection: Injection | None,
+    params: PyTree,
+    *,
+    backbone: Backbone,
+    method: nn.Module | None,
+    saved: Saved,
+    description: Mapping[str, Any],
+    prompt_path: str | None,
+    backbone_path: str | None,
+    created_by: str,
+) -> tuple[artifact.Prompt | None, str | None]:
+  """Writes what users keep of a state: the prompt, and the backbone where that was tuned.
+
+  Args:
+    injection: the folded prompt; None where the model alone was tuned.
+    params: the backbone's weights.
+    backbone: the backbone the run started from.
+    method: the run's prompt method.
+    saved: the state that both are from.
+    description: what the run wrote of itself.
+    prompt_path: where the artifact goes.
+    backbone_path: where the tuned backbone goes; None where it stayed frozen.
+    created_by: the command, for the manifest.
+
+  Returns:
+    The artifact as loaded, and `backbone_path`; None for what there is not.
+  """
+  if backbone_path is not None:
+    native.save_backbone(
+        backbone_path,
+        backbone.module.config,
+        params,
+        backbone.vocabulary,
+        dtype='float32',
+        metadata={**description, 'step': saved.step, 'metrics': saved.metrics},
+    )
+  if injection is None:
+    return None, backbone_path
+  prompt = artifact.save_prompt(
+      prompt_path,
+      injection,
+      # A prompt tuned together with its backbone is worth nothing without that.
+      backbone=load_backbone(backbone_path) if backbone_path else backbone,
+      method=type(method).__name__,
+      num_virtual_tokens=method.num_virtual_tokens,
+      placement=description['placement'],
+      task=description['task'],
+      feature_lengths=description['feature_lengths'],
+      metrics=saved.metrics,
+      step=saved.step,
+      created_by=created_by,
+  )
+  return prompt, backbone_path
 
 
 def export(
@@ -123,7 +173,8 @@ def export(
   Args:
     backbone: the backbone the run started from.
     checkpoint_path: a run's folder or one `checkpoint_<step>` in it.
-    output: where to write: a file for a prompt, a folder where the model was tuned.
+    output: where to write: a file for a prompt, a folder where the model was tuned. Of
+      a run that tuned both, the backbone goes to the folder `backbone` beside the prompt.
     method: the run's prompt method; None for a run that tuned the model.
     trainable: the run's optimiser or labelling.
     best_metric: metric by which a run's best state is chosen.
@@ -141,33 +192,25 @@ def export(
       best_metric=best_metric,
       best_mode=best_mode,
   )
-  about = run.description
+  backbone_path = None
   if run.injection is None:
-    native.save_backbone(
-        output,
-        backbone.module.config,
-        run.params,
-        backbone.vocabulary,
-        dtype='float32',
-        metadata={**about, 'step': run.saved.step, 'metrics': run.saved.metrics},
-    )
-    return output
-  if run.tuned_backbone:
-    raise ValueError(
-        f'{run.saved.path} tuned the backbone together with the prompt; an artifact holds '
-        'only a prompt, which is worth nothing without those weights.'
-    )
-  artifact.save_prompt(
-      output,
+    backbone_path = output
+  elif run.tuned_backbone:
+    backbone_path = os.path.join(os.path.dirname(os.path.abspath(output)), 'backbone')
+    if os.path.exists(backbone_path):
+      raise ValueError(
+          f'{run.saved.path} tuned the backbone together with the prompt, so both are '
+          f'written, but {backbone_path} exists. Name a PROMPT_FILE in another folder.'
+      )
+  write_outcome(
       run.injection,
+      run.params,
       backbone=backbone,
-      method=type(method).__name__,
-      num_virtual_tokens=method.num_virtual_tokens,
-      placement=about['placement'],
-      task=about['task'],
-      feature_lengths=about['feature_lengths'],
-      metrics=run.saved.metrics,
-      step=run.saved.step,
+      method=method,
+      saved=run.saved,
+      description=run.description,
+      prompt_path=output,
+      backbone_path=backbone_path,
       created_by=created_by,
   )
   return output

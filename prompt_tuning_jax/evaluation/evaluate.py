@@ -11,58 +11,32 @@ batches, so that the batch size changes no score.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
+from prompt_tuning_jax.artifact import Prompt, load_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
+from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.typing import Injection, PyTree
 
-if TYPE_CHECKING:
-  from prompt_tuning_jax.artifact import Prompt
+# What stands for a prompt: one that is loaded, the path of one, its arrays, or nothing.
+AnyPrompt = Prompt | str | os.PathLike[str] | Injection | None
 
 METHODS = ('rank', 'generate')
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalResult:
-  """Scores of a task, and what they are made of.
-
-  Attributes:
-    task: name of the task.
-    split: its split.
-    metrics: the task's metrics over all examples, in percent.
-    predictions: for each example, in the task's order: `index`, `inputs` (text),
-      `target` (what metrics compare), `prediction_text`, `prediction` (postprocessed),
-      and `scores` of all choices (ranking) or the `score` of the text (generation).
-    step: training step of the prompt, if known.
-  """
-
-  task: str
-  split: str
-  metrics: dict[str, float]
-  predictions: list[dict[str, Any]]
-  step: int | None = None
-
-  def __repr__(self) -> str:
-    scores = ', '.join(f'{name} {value:.2f}' for name, value in self.metrics.items())
-    return f'{self.task}, {self.split}: {scores} ({len(self.predictions):,} examples)'
 
 
 class Evaluator:
@@ -175,13 +149,27 @@ class Evaluator:
     result = EvalResult(
         task=self.task.name,
         split=self.task.split,
-        metrics=self._metrics(model, injection, predictions),
+        metrics=self._score(
+            [prediction['prediction'] for prediction in predictions],
+            lambda: self._score_targets(model, injection),
+        ),
         predictions=predictions,
         step=step,
     )
     if self._output_dir is not None:
       write_result(result, self._output_dir)
     return result
+
+  def metric_names(self) -> list[str]:
+    """What is measured, found out by scoring the targets' own texts, without the model."""
+    predictions = []
+    for index in range(len(self.task)):
+      raw = self.task.example(index)
+      text = raw.get('targets_pretokenized')
+      if text is None:
+        text = self.task.vocabulary.decode(self.task[index]['targets'])
+      predictions.append(self._postprocessed(text, raw))
+    return list(self._score(predictions, lambda: [0.0] * len(self.task)))
 
   def _rank(self, model, injection) -> Iterator[tuple[int, tuple[str, dict]]]:
     classes = self.task.label_classes
@@ -230,26 +218,30 @@ class Evaluator:
     inputs = raw.get('inputs_pretokenized')
     if inputs is None:
       inputs = self.task.vocabulary.decode(self.task[index]['inputs'])
-    prediction = text
-    if self.task.postprocess_fn is not None:
-      prediction = self.task.postprocess_fn(text, example=raw, is_target=False)
     return {
         'index': index,
         'inputs': inputs,
         'target': self._targets[index],
         'prediction_text': text,
-        'prediction': prediction,
+        'prediction': self._postprocessed(text, raw),
         **scores,
     }
 
-  def _metrics(self, model, injection, predictions) -> dict[str, float]:
+  def _postprocessed(self, text: str, example: Mapping[str, Any]) -> Any:
+    if self.task.postprocess_fn is None:
+      return text
+    return self.task.postprocess_fn(text, example=example, is_target=False)
+
+  def _score(
+      self, predicted: Sequence[Any], target_scores: Callable[[], list[float]]
+  ) -> dict[str, float]:
+    """All metrics; `target_scores` is called where one of them compares scores."""
     values: dict[str, float] = {}
-    predicted = [prediction['prediction'] for prediction in predictions]
     scores = None
     for metric_fn in self._metric_fns:
       compared = predicted
       if _takes_scores(metric_fn):
-        scores = self._score_targets(model, injection) if scores is None else scores
+        scores = target_scores() if scores is None else scores
         compared = scores
       values |= {
           name: float(value) for name, value in metric_fn(self._targets, compared).items()
@@ -267,9 +259,10 @@ class Evaluator:
 
 def evaluate(
     backbone: Backbone,
-    prompt: Prompt | Injection | None,
-    tasks: TokenizedTask | Sequence[TokenizedTask],
+    prompt: AnyPrompt,
+    tasks: TokenizedTask | str | Sequence[TokenizedTask | str],
     *,
+    split: str = 'validation',
     batch_size: int = 32,
     feature_lengths: Mapping[str, int] | None = None,
     placement: Placement | str | None = None,
@@ -281,13 +274,15 @@ def evaluate(
     output_dir: str | None = None,
     step: int | None = None,
     progress: bool = True,
+    **task_settings: Any,
 ) -> EvalResult | dict[str, EvalResult]:
   """Scores a backbone with a prompt, or without one, on one or several tasks.
 
   Args:
     backbone: the model.
-    prompt: a loaded artifact, an Injection, or None for the bare model.
-    tasks: the split or splits to evaluate on.
+    prompt: a loaded artifact or the path of one, an Injection, or None for the bare model.
+    tasks: names of seqio tasks or mixtures, or loaded splits (`data.cache.load_task`).
+    split: the split of what is named.
     batch_size: rows of a batch.
     feature_lengths: longest inputs and targets in tokens; default: those the prompt
       was trained with, else 512 and all of the targets.
@@ -300,12 +295,16 @@ def evaluate(
     output_dir: where `inference_eval/` is written; None writes nothing.
     step: training step for the files; default: the prompt's.
     progress: whether to show a progress line.
+    **task_settings: for what is named, as `load_task` takes them: task_module,
+      tfds_data_dir, cache_dir.
 
   Returns:
-    The result of the task; of several tasks, a dict from their names.
+    The result of the task; of a mixture or a sequence, a dict from the tasks' names, or
+    from `<name>/<split>` where several splits of one task were given.
 
   Raises:
-    ValueError: if the prompt does not belong to the backbone, or as `Evaluator`.
+    ValueError: if there are no tasks or the same one twice, the prompt does not belong to
+      the backbone, or as `Evaluator`.
   """
   injection, manifest = unpack_prompt(backbone, prompt)
   num_virtual_tokens = 0
@@ -315,8 +314,9 @@ def evaluate(
     feature_lengths = feature_lengths or manifest.feature_lengths or None
     placement = placement or manifest.placement or None
     step = manifest.step if step is None else step
+  loaded = _load_tasks(backbone, tasks, split, task_settings)
   results = {}
-  for task in [tasks] if isinstance(tasks, TokenizedTask) else tasks:
+  for name, task in loaded.items():
     evaluator = Evaluator(
         backbone,
         task,
@@ -331,54 +331,57 @@ def evaluate(
         output_dir=output_dir,
         progress=progress,
     )
-    results[task.name] = evaluator(injection, params, step=step)
-  return results[tasks.name] if isinstance(tasks, TokenizedTask) else results
+    results[name] = evaluator(injection, params, step=step)
+  if list(results) == [tasks] or isinstance(tasks, TokenizedTask):
+    return next(iter(results.values()))
+  return results
 
 
-def unpack_prompt(
-    backbone: Backbone, prompt: Prompt | Injection | None
-) -> tuple[Injection | None, Any]:
+def _load_tasks(
+    backbone: Backbone,
+    tasks: TokenizedTask | str | Sequence[TokenizedTask | str],
+    split: str,
+    settings: Mapping[str, Any],
+) -> dict[str, TokenizedTask]:
+  """The tasks, those that were named loaded, by the names of their results."""
+  loaded: list[TokenizedTask] = []
+  for task in [tasks] if isinstance(tasks, TokenizedTask | str) else tasks:
+    if isinstance(task, str):
+      members = load_task_or_mixture(task, split, backbone.vocabulary, **settings)
+      loaded += [member for member, _ in members]
+    else:
+      loaded.append(task)
+  if not loaded:
+    raise ValueError('There is nothing to evaluate: give at least one task.')
+  names = [task.name for task in loaded]
+  named = {
+      task.name if names.count(task.name) == 1 else f'{task.name}/{task.split}': task
+      for task in loaded
+  }
+  if len(named) < len(loaded):
+    raise ValueError(
+        'The same split is to be evaluated twice: '
+        f'{", ".join(f"{task.name}/{task.split}" for task in loaded)}. Name each once.'
+    )
+  return named
+
+
+def unpack_prompt(backbone: Backbone, prompt: AnyPrompt) -> tuple[Injection | None, Any]:
   """The arrays of a prompt and its manifest (None without one), checked.
 
   Raises:
     ValueError: if the prompt does not belong to the backbone.
+    OSError: if a path leads to none.
   """
   if prompt is None:
     return None, None
+  if isinstance(prompt, str | os.PathLike):
+    prompt = load_prompt(prompt)
   if isinstance(prompt, Injection):
     prompt.check(backbone.spec)
     return prompt, None
   prompt.check(backbone)
   return prompt.injection, prompt.manifest
-
-
-def write_result(result: EvalResult, output_dir: str | os.PathLike[str]) -> None:
-  """Writes a result below `output_dir`/inference_eval, T5X's folder.
-
-  `<task>-metrics.jsonl` gets a line for the step; a line of the same step and split is
-  replaced, and one that a crash cut short is dropped. `<task>-predictions.jsonl` holds
-  the predictions of the latest evaluation.
-  """
-  folder = os.path.join(output_dir, 'inference_eval')
-  os.makedirs(folder, exist_ok=True)
-  name = re.sub(r'[^\w.-]', '_', result.task)
-  path = os.path.join(folder, f'{name}-metrics.jsonl')
-  place = {'step': result.step, 'split': result.split}
-  records = [
-      record
-      for record in read_jsonl(path)
-      if {key: record.get(key) for key in place} != place
-  ]
-  _write_jsonl(path, [*records, place | result.metrics])
-  _write_jsonl(os.path.join(folder, f'{name}-predictions.jsonl'), result.predictions)
-
-
-def _write_jsonl(path: str, records: Sequence[Mapping[str, Any]]) -> None:
-  """Writes the file as a whole or not at all."""
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
-    for record in records:
-      file.write(json.dumps(record, ensure_ascii=False) + '\n')
-  os.replace(path + '.tmp', path)
 
 
 def _takes_scores(metric_fn: Callable[..., Any]) -> bool:

@@ -9,10 +9,11 @@ then name their virtual tokens in one table of all prompts.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,8 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
-from prompt_tuning_jax.evaluation.evaluate import unpack_prompt
+from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, unpack_prompt
 from prompt_tuning_jax.typing import Injection, PyTree
-
-if TYPE_CHECKING:
-  from prompt_tuning_jax.artifact import Prompt
-
-  AnyPrompt = Prompt | Injection | None
 
 
 class Ranked(NamedTuple):
@@ -62,8 +58,8 @@ def generate(
 
   Args:
     backbone: the model.
-    prompt: for all texts a loaded artifact, an Injection or None (the bare model), or
-      a sequence with one of these for each text.
+    prompt: for all texts a loaded artifact or the path of one, an Injection, or None
+      (the bare model); or a sequence with one of these for each text.
     texts: the inputs, as the task words them.
     decode: 'greedy', 'beam' or 'sample'.
     max_length: most tokens of an answer, end-of-sequence included.
@@ -208,12 +204,16 @@ class _Inputs:
       prompts = list(prompt)
     else:
       prompts = [prompt] * len(texts)
-    unpacked = {id(p): unpack_prompt(backbone, p) for p in prompts}
+    # A prompt is read and stands in the table once, however many texts it is for.
+    keys = [str(p) if isinstance(p, str | os.PathLike) else id(p) for p in prompts]
+    unpacked = {
+        key: unpack_prompt(backbone, p) for key, p in dict(zip(keys, prompts)).items()
+    }
     self.injection, offsets = _join({key: i for key, (i, _) in unpacked.items()})
     self._rows = []
     num_cut = 0
-    for text, p in zip(texts, prompts):
-      injection, manifest = unpacked[id(p)]
+    for text, key in zip(texts, keys):
+      injection, manifest = unpacked[key]
       length, place = max_input_length, placement
       if manifest is not None:
         length = length or manifest.feature_lengths.get('inputs')
@@ -225,7 +225,7 @@ class _Inputs:
       row = as_placement(place or 'prefix').bind(backbone.vocabulary)(
           ids, _num_virtual(injection), first_id, length=length
       )
-      self._rows.append(np.where(row >= first_id, row + offsets[id(p)], row))
+      self._rows.append(np.where(row >= first_id, row + offsets[key], row))
     if num_cut:
       warnings.warn(
           f'{num_cut} of {len(texts)} texts are longer than max_input_length (by default '
@@ -268,8 +268,8 @@ def _num_virtual(injection: Injection | None) -> int:
 
 
 def _join(
-    injections: dict[int, Injection | None],
-) -> tuple[Injection | None, dict[int, int]]:
+    injections: dict[Hashable, Injection | None],
+) -> tuple[Injection | None, dict[Hashable, int]]:
   """All prompts as one injection, and where the virtual tokens of each begin in it."""
   if len(injections) <= 1:
     return next(iter(injections.values()), None), dict.fromkeys(injections, 0)

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -115,6 +116,12 @@ def run(
   if (restored := saver.restore(state)) is not None:
     state, _ = restored
   step = int(state.step)
+  if step > config.train_steps:
+    warnings.warn(
+        f'{saver.model_dir} holds a run of {step:,} steps already, more than the '
+        f'{config.train_steps:,} asked for. Nothing is trained.',
+        stacklevel=2,
+    )
   # A run may have been killed after its state was saved and before that was evaluated.
   unmeasured = (
       evaluate is not None and config.evaluates_at(step) and not saver.metrics(step)
@@ -290,8 +297,8 @@ class _Log:
 def _per_token(prefix: str, total: Mapping[str, float]) -> dict[str, float]:
   tokens = max(total['tokens'], 1)
   return {
-      f'{prefix}/loss_per_token': total['loss'] / tokens,
-      f'{prefix}/z_loss_per_token': total['z_loss'] / tokens,
+      f'{prefix}/loss_per_token': total['token_loss'] / tokens,
+      f'{prefix}/z_loss_per_token': total['token_z_loss'] / tokens,
       f'{prefix}/token_accuracy': total['right_tokens'] / tokens,
   }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,13 @@ class LossConfig:
           f'LOSS_NORMALIZING_FACTOR is {factor!r}; it may be None (sum), a number, or '
           f'one of {", ".join(NORMALIZATIONS)}.'
       )
+    if isinstance(factor, int | float) and not 0.0 < factor < math.inf:
+      raise ValueError(
+          f'LOSS_NORMALIZING_FACTOR is {factor}; the loss is divided by it, so it has to be '
+          'a positive number. None leaves the loss a sum.'
+      )
+    if not 0.0 <= self.z_loss < math.inf:
+      raise ValueError(f'Z_LOSS is {self.z_loss}; it has to be a number from 0 on.')
     if not 0.0 <= self.label_smoothing < 1.0:
       raise ValueError(f'LABEL_SMOOTHING is {self.label_smoothing}, not in [0, 1).')
 
@@ -86,6 +94,7 @@ def weights_and_factor(
   elif normalizing_factor == 'NUM_REAL_TARGET_TOKENS':
     factor = jnp.sum(weights_BT)
   elif normalizing_factor == 'NUM_TOTAL_TARGET_TOKENS':
+    # Padding counts, so `TrainBatches` keeps T at the feature length in every batch.
     factor = jnp.float32(weights_BT.size)
   else:
     factor = jnp.float32(1.0 if normalizing_factor is None else normalizing_factor)

@@ -26,7 +26,11 @@ class MetricsWriter:
     from tensorboardX.proto.summary_pb2 import Summary
 
     self._path = os.path.join(model_dir, 'metrics.jsonl')
-    kept = [r for r in read_jsonl(self._path) if r['step'] <= resume_step]
+    kept = [
+        record
+        for record in read_jsonl(self._path, needs=['step'])
+        if record['step'] <= resume_step
+    ]
     with open(self._path + '.tmp', 'w', encoding='utf-8') as file:
       file.writelines(json.dumps(record) + '\n' for record in kept)
     os.replace(self._path + '.tmp', self._path)

@@ -54,8 +54,7 @@ class ModelDir:
 
   def __exit__(self, *exception: object) -> None:
     with contextlib.suppress(FileNotFoundError):
-      # A run that ended before it had anything to keep does not bind the next one.
-      if self._is_new and not any(n.startswith('checkpoint_') for n in os.listdir(self.path)):
+      if self._is_new and not self._holds_states():
         os.unlink(os.path.join(self.path, _DESCRIPTION))
     with contextlib.suppress(FileNotFoundError):
       # Removed while it is held: whoever opened it meanwhile sees that it is gone.
@@ -65,7 +64,8 @@ class ModelDir:
   def claim(self, description: Mapping[str, Any]) -> None:
     """Says what the run is; `run.json` keeps it for those that come later.
 
-    May be called again as more becomes known.
+    May be called again as more becomes known. A run that ended, or was killed, before it
+    had a state to keep does not bind the next one.
 
     Args:
       description: what may not change between a run and its resumption (backbone,
@@ -77,10 +77,13 @@ class ModelDir:
     # Through JSON and back, so that tuples and lists compare as what they become.
     description = json.loads(json.dumps(description))
     path = os.path.join(self.path, _DESCRIPTION)
-    if os.path.exists(path) and not self._is_new:
+    if os.path.exists(path) and not self._is_new and self._holds_states():
       before = _read(path)
+      # What `before` lacks, an older version did not say, or a run killed early.
+      known = [name for name in description if name in before]
       different = differences(
-          {name: before[name] for name in description if name in before}, description
+          {name: before[name] for name in known},
+          {name: description[name] for name in known},
       )
       if different:
         raise ValueError(
@@ -95,6 +98,9 @@ class ModelDir:
       json.dump(description, file, indent=1)
       file.write('\n')
     os.replace(path + '.tmp', path)
+
+  def _holds_states(self) -> bool:
+    return any(name.startswith('checkpoint_') for name in os.listdir(self.path))
 
   def _take_lock(self) -> None:
     path = os.path.join(self.path, _LOCK)

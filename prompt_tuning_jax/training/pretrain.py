@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState, make_train_step
+from prompt_tuning_jax.typing import PyTree
 
 
 def pretrain(
@@ -68,7 +70,7 @@ def pretrain(
     log_period: steps between records of the loss.
     weights_dtype: in which the finished weights are written.
     metadata: kept in the finished backbone's config.json.
-    progress: whether to show the progress line.
+    progress: whether to show what is trained and the progress line.
 
   Returns:
     The folder of the finished backbone, for `load_backbone`.
@@ -80,31 +82,10 @@ def pretrain(
     FloatingPointError: if the loss is not finite; the last good state stays saved.
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
-  if (config is None) == (backbone is None):
-    raise ValueError(
-        'pretrain needs either `config` (fresh weights, with `vocabulary`) or `backbone` '
-        '(weights to go on from), and not both.'
-    )
-  if backbone is not None:
-    module, vocabulary = backbone.module, backbone.vocabulary
-  else:
-    module = T5(config)
-    if isinstance(vocabulary, str | os.PathLike):
-      vocabulary = Vocabulary(vocabulary)
-  if vocabulary is None:
-    raise ValueError(
-        'pretrain has no vocabulary: set VOCABULARY to the SentencePiece model that the '
-        'texts are tokenised with.'
-    )
-  native.check_vocabulary(vocabulary, module.config.vocab_size)
-  for component in components:
-    if microbatches < 1 or component.batch_size % microbatches:
-      raise ValueError(
-          f'MICROBATCHES={microbatches} does not divide the batch_size='
-          f'{component.batch_size} of component {component.name!r}. Choose a divisor.'
-      )
+  module, vocabulary = starting_point(config, backbone, vocabulary)
+  check_microbatches(components, microbatches)
   module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
-  labelling = trainable if isinstance(trainable, Mapping) else {'backbone': trainable}
+  labelling = trainable_lib.as_labelling(trainable, None)
   periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
   saver = StateSaver(model_dir)
   # The folder comes first: nothing is loaded or compiled for a run that cannot be kept.
@@ -135,6 +116,11 @@ def pretrain(
     # in float32 whatever computes, so that small updates are not rounded away.
     trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), trained)
     tx = trainable_lib.make_optimizer(labelling, trained)
+    if progress:
+      print(
+          _summary(module, backbone, batches, train_steps, description, trained),
+          file=sys.stderr,
+      )
     state = loop.run(
         TrainState.create(trained, tx),
         frozen,
@@ -158,3 +144,72 @@ def pretrain(
         metadata={**(metadata or {}), 'train_steps': int(state.step)},
     )
   return path
+
+
+def starting_point(
+    config: T5Config | None, backbone: Backbone | None, vocabulary: Vocabulary | str | None
+) -> tuple[T5, Vocabulary]:
+  """The module and the vocabulary of a run, by the arguments of `pretrain`.
+
+  Raises:
+    ValueError: unless exactly one of `config` and `backbone` is given, and a vocabulary
+      that fits it.
+  """
+  if (config is None) == (backbone is None):
+    raise ValueError(
+        'pretrain needs either `config` (fresh weights, with `vocabulary`) or `backbone` '
+        '(weights to go on from), and not both.'
+    )
+  if backbone is not None:
+    module, vocabulary = backbone.module, backbone.vocabulary
+  else:
+    module = T5(config)
+    if isinstance(vocabulary, str | os.PathLike):
+      vocabulary = Vocabulary(vocabulary)
+  if vocabulary is None:
+    raise ValueError(
+        'pretrain has no vocabulary: set VOCABULARY to the SentencePiece model that the '
+        'texts are tokenised with.'
+    )
+  native.check_vocabulary(vocabulary, module.config.vocab_size)
+  return module, vocabulary
+
+
+def check_microbatches(components: Sequence[Component], microbatches: int) -> None:
+  """Raises ValueError unless every component's batches can be cut into so many parts."""
+  for component in components:
+    if microbatches < 1 or component.batch_size % microbatches:
+      raise ValueError(
+          f'MICROBATCHES={microbatches} does not divide the batch_size='
+          f'{component.batch_size} of component {component.name!r}. Choose a divisor.'
+      )
+
+
+def _summary(
+    module: T5,
+    backbone: Backbone | None,
+    batches: PretrainingBatches,
+    train_steps: int,
+    description: Mapping[str, Any],
+    trained: PyTree,
+) -> str:
+  """What is trained on what, in a few lines for people."""
+  config = module.config
+  total = trainable_lib.count(jax.eval_shape(module.init_params, jax.random.key(0)))
+  count = trainable_lib.count(trained)
+  tokens = sum(map(batches.tokens_per_step, range(train_steps)))
+  weights = sum(component.weight for component in batches.components)
+  epochs = batches.epochs(train_steps)
+  return '\n'.join([
+      f'model      T5, {config.num_encoder_layers} + {config.num_decoder_layers} layers of '
+      f'width {config.d_model}, from {repr(backbone) if backbone else "fresh weights"}',
+      f'trainable  {count:,} of {total:,} parameters ({100 * count / total:.3g} %)',
+      *(
+          f'component  {part.name}: {part.objective}, {100 * part.weight / weights:.3g} % of '
+          f'the steps, batches of {part.batch_size}, {len(part.source):,} examples, '
+          f'{epochs[part.name]:.2f} epochs'
+          for part in batches.components
+      ),
+      f'training   {train_steps:,} steps, {tokens:,} tokens (inputs and targets, padding '
+      f'included), seed {description["random_seed"]}, dropout {description["dropout_rate"]}',
+  ])

@@ -43,7 +43,7 @@ class CheckpointError(ValueError):
   """No saved state can be restored; the message says why and what to do."""
 
 
-class _DamagedError(CheckpointError):
+class DamagedError(CheckpointError):
   """A state was whole once and is so no more."""
 
 
@@ -194,7 +194,7 @@ class StateSaver:
     for candidate in reversed(self.all()):
       try:
         return self._restore(template, candidate.path), candidate.step
-      except _DamagedError as error:
+      except DamagedError as error:
         problems.append(str(error))
         warnings.warn(f'{error} It is passed over for the step before it.', stacklevel=2)
     if problems:
@@ -313,9 +313,9 @@ def _read_manifest(folder: str) -> dict[str, Any]:
       manifest = json.load(file)
     recorded = manifest.pop('sha256')
   except (OSError, ValueError, KeyError, AttributeError) as error:
-    raise _DamagedError(f'{path} cannot be read ({error!r}).') from error
+    raise DamagedError(f'{path} cannot be read ({error!r}).') from error
   if recorded != _sum(manifest):
-    raise _DamagedError(f'{path} is damaged: it does not have the sha256 that it records.')
+    raise DamagedError(f'{path} is damaged: it does not have the sha256 that it records.')
   return manifest
 
 
@@ -330,7 +330,7 @@ def _why_not_committed(path: str) -> str:
     return f'{path} holds no state of a run (it has no {_MANIFEST}).'
   try:
     _read_manifest(path)
-  except _DamagedError as error:
+  except DamagedError as error:
     return str(error)
   return f'{path} has only just been written.'
 
@@ -362,8 +362,8 @@ def _check_files(path: str, sums: Mapping[str, str]) -> None:
   for name, expected in sums.items():
     file = os.path.join(path, name)
     if not os.path.isfile(file):
-      raise _DamagedError(f'{path} is damaged: its file {name} is missing.')
+      raise DamagedError(f'{path} is damaged: its file {name} is missing.')
     if file_sha256(file) != expected:
-      raise _DamagedError(
+      raise DamagedError(
           f'{path} is damaged: {name} does not have the sha256 that {_MANIFEST} records.'
       )

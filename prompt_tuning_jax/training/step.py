@@ -69,7 +69,8 @@ def make_loss_fn(
     counted_BT = batch.decoder_loss_weights > 0
     sums = {
         'loss': jnp.sum(loss_BT * weights_BT),
-        'z_loss': jnp.sum(z_loss_BT * weights_BT),
+        'token_loss': jnp.sum(loss_BT * counted_BT),
+        'token_z_loss': jnp.sum(z_loss_BT * counted_BT),
         'tokens': jnp.sum(counted_BT),
         'right_tokens': jnp.sum(right_BT & counted_BT),
     }
@@ -101,8 +102,10 @@ def make_train_step(
     seed: of dropout.
 
   Returns:
-    `(state, frozen, batch) → (state, metrics)`; metrics are sums over the batch (`loss`,
-    `z_loss`, `tokens`, `right_tokens`), the divisor `loss_factor` and `gradient_norm`.
+    `(state, frozen, batch) → (state, metrics)`; metrics are sums over the batch: `loss`,
+    which is differentiated after division by `loss_factor`, and over its real tokens,
+    whatever their weights, `token_loss`, `token_z_loss`, `tokens` and `right_tokens`;
+    and `gradient_norm`.
   """
   loss_fn = make_loss_fn(method, module, loss)
   dropout = getattr(module, 'dropout_rate', 0.0) > 0.0 or (

@@ -6,31 +6,32 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import optax
 
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.batches import TrainBatches
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import Evaluator
+from prompt_tuning_jax.export import write_outcome
 from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.optimizers import adafactor
+from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState, make_train_step
-from prompt_tuning_jax.typing import Injection, PyTree
+from prompt_tuning_jax.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def train(
     eval_method: str = 'rank',
     eval_batch_size: int | None = None,
     eval_period: int = 0,
+    decoding: Decoding | None = None,
     checkpoint_period: int = 0,
     keep_checkpoints: int = 2,
     best_metric: str | None = None,
@@ -112,6 +114,8 @@ def train(
     eval_method: 'rank' the label words where the task has them, or 'generate'.
     eval_batch_size: rows of an evaluation batch; `batch_size` where None.
     eval_period: steps between evaluations; 0 evaluates at the end only.
+    decoding: how evaluation generates; greedily up to the length of the targets where
+      None.
     checkpoint_period: steps between saved states beyond those at evaluations.
     keep_checkpoints: how many of the newest states stay; the best stays too.
     best_metric: metric by which the best state is kept and exported; None takes the last.
@@ -146,12 +150,11 @@ def train(
         f'MICROBATCHES={microbatches} does not divide BATCH_SIZE={batch_size}. Choose a '
         'divisor.'
     )
+  module = backbone.module.clone(dropout_rate=dropout_rate)
   feature_lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   placement = as_placement(placement)
   if trainable is None:
     trainable = adafactor(0.001 if method is None else 0.3)
-  subject = 'backbone' if method is None else 'prompt'
-  labelling = trainable if isinstance(trainable, Mapping) else {subject: trainable}
   periods = loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period)
   saver = StateSaver(
       model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode
@@ -164,7 +167,7 @@ def train(
         'architecture': dataclasses.asdict(backbone.module.config),
         'dtype': jnp.dtype(backbone.module.dtype).name,
         'method': describe(method),
-        'trainable': describe(labelling),
+        'trainable': describe(trainable_lib.as_labelling(trainable, method)),
         'task': task,
         'batch_size': batch_size,
         'feature_lengths': feature_lengths,
@@ -174,6 +177,14 @@ def train(
         'dropout_rate': dropout_rate,
         'random_seed': random_seed,
     }
+    if best_metric is not None:
+      # Scores of another kind cannot be compared with those of the states before.
+      description['evaluation'] = {
+          'task': eval_task or task,
+          'split': eval_split,
+          'method': eval_method,
+          'decoding': dataclasses.asdict(decoding) if decoding else None,
+      }
     folder.claim(description)
 
     # The data.
@@ -198,6 +209,7 @@ def train(
             of_task,
             batch_size=eval_batch_size or batch_size,
             method=eval_method,
+            decoding=decoding,
             output_dir=model_dir,
             progress=progress,
             **layout,
@@ -206,49 +218,33 @@ def train(
             eval_task or task, eval_split, backbone.vocabulary, **load
         )
     ]
+    _check_metric(best_metric, _metric_names(evaluators))
     description['examples'] = {
         f'{of_task.name}/{of_task.split}': [len(of_task), weight] for of_task, weight in tasks
     }
     folder.claim(description)
 
     # The parameters.
-    params = {'backbone': backbone.params}
-    if method is not None:
-      params['prompt'] = method.init(jax.random.key(random_seed), backbone.spec)['params']
-    trained, frozen = trainable_lib.split(params, labelling)
-    # Copies, for the step donates its state, and in float32 whatever computes: in bfloat16
-    # most updates would be rounded away.
-    trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), trained)
-    tx = trainable_lib.make_optimizer(labelling, trained)
-    template = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trained)
+    parameters = RunParameters(backbone, method, trainable, seed=random_seed)
     if progress:
-      print(_summary(backbone, method, description, train_steps, trained), file=sys.stderr)
-
-    def parts(trained: PyTree) -> tuple[Injection | None, PyTree]:
-      """What inference needs: the folded Injection and the backbone's weights."""
-      params = trainable_lib.merge(trained, frozen)
-      if method is None:
-        return None, params['backbone']
-      return method.apply({'params': params['prompt']}, backbone.spec), params['backbone']
+      summary = _summary(backbone, method, description, train_steps, parameters.count)
+      print(summary, file=sys.stderr)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-      injection, weights = parts(state.trainable)
+      injection, weights = parameters.folded(state.trainable)
       step = int(state.step)
-      metrics = {}
-      for evaluator in evaluators:
-        of_task = evaluator(injection, weights, step=step).metrics
-        prefix = f'{evaluator.task.name}/' if len(evaluators) > 1 else ''
-        metrics.update({prefix + name: value for name, value in of_task.items()})
-      _check_metric(best_metric, metrics)
-      return metrics
+      return _joined({
+          evaluator.task.name: evaluator(injection, weights, step=step).metrics
+          for evaluator in evaluators
+      })
 
     loop.run(
-        TrainState.create(trained, tx),
-        frozen,
+        parameters.initial_state(),
+        parameters.frozen,
         make_train_step(
             method,
-            backbone.module.clone(dropout_rate=dropout_rate),
-            tx,
+            module,
+            parameters.tx,
             loss=loss,
             microbatches=microbatches,
             seed=random_seed,
@@ -263,35 +259,19 @@ def train(
 
     # What users keep.
     chosen = saver.best() or saver.latest()
-    _check_metric(best_metric, chosen.metrics)
-    state, _ = saver.restore(template, chosen)
-    injection, weights = parts(state.trainable)
-    prompt = backbone_path = None
-    if 'backbone' in state.trainable:
-      backbone_path = os.path.join(model_dir, 'backbone')
-      native.save_backbone(
-          backbone_path,
-          backbone.module.config,
-          weights,
-          backbone.vocabulary,
-          dtype='float32',
-          metadata={**description, 'step': chosen.step, 'metrics': chosen.metrics},
-      )
-    if injection is not None:
-      prompt = artifact.save_prompt(
-          os.path.join(model_dir, 'prompt.safetensors'),
-          injection,
-          # A prompt tuned together with its backbone is worth nothing without that.
-          backbone=load_backbone(backbone_path) if backbone_path else backbone,
-          method=type(method).__name__,
-          num_virtual_tokens=method.num_virtual_tokens,
-          placement=placement.description,
-          task=task,
-          feature_lengths=feature_lengths,
-          metrics=chosen.metrics,
-          step=chosen.step,
-          created_by=created_by,
-      )
+    state, _ = saver.restore(parameters.template, chosen)
+    prompt, backbone_path = write_outcome(
+        *parameters.folded(state.trainable),
+        backbone=backbone,
+        method=method,
+        saved=chosen,
+        description=description,
+        prompt_path=os.path.join(model_dir, 'prompt.safetensors'),
+        backbone_path=(
+            os.path.join(model_dir, 'backbone') if 'backbone' in state.trainable else None
+        ),
+        created_by=created_by,
+    )
     return TrainResult(
         path=prompt.source if prompt else backbone_path,
         step=chosen.step,
@@ -302,13 +282,28 @@ def train(
     )
 
 
-def _check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
+def _joined(of_tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """The metrics of all tasks; with several tasks, each name begins with its task's."""
+  if len(of_tasks) == 1:
+    return dict(*of_tasks.values())
+  return {
+      f'{task}/{name}': value
+      for task, metrics in of_tasks.items()
+      for name, value in metrics.items()
+  }
+
+
+def _metric_names(evaluators: Sequence[Evaluator]) -> list[str]:
+  return list(_joined({e.task.name: dict.fromkeys(e.metric_names()) for e in evaluators}))
+
+
+def _check_metric(name: str | None, metrics: Sequence[str]) -> None:
   if name is not None and name not in metrics:
     near = difflib.get_close_matches(name, metrics, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     raise ValueError(
         f'BEST_METRIC is {name!r}, which the evaluation does not measure.{hint} It measures '
-        f'{", ".join(metrics)}. The state is saved: set it right and run the command again.'
+        f'{", ".join(metrics)}.'
     )
 
 
@@ -317,7 +312,7 @@ def _summary(
     method: nn.Module | None,
     description: Mapping[str, Any],
     train_steps: int,
-    trained: PyTree,
+    count: int,
 ) -> str:
   """What is trained on what, in a few lines for people."""
   lengths = description['feature_lengths']
@@ -325,7 +320,7 @@ def _summary(
   if method is not None:
     what = f'{type(method).__name__}, {method.num_virtual_tokens} virtual tokens'
   examples = sum(count for count, _ in description['examples'].values())
-  count, total = trainable_lib.count(trained), backbone.num_params
+  total = backbone.num_params
   return '\n'.join([
       f'backbone   {backbone!r}',
       f'method     {what}',

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -24,6 +25,15 @@ from flax import traverse_util
 from prompt_tuning_jax.typing import PyTree
 
 Labelling = Mapping[str, optax.GradientTransformation]
+
+
+def as_labelling(
+    trainable: optax.GradientTransformation | Labelling, method: nn.Module | None
+) -> Labelling:
+  """A labelling as it is; an optimiser alone trains the prompt, or a model without one."""
+  if isinstance(trainable, Mapping):
+    return trainable
+  return {'backbone' if method is None else 'prompt': trainable}
 
 
 def _labels(flat: Mapping[str, object], labelling: Labelling) -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax import artifact
+from prompt_tuning_jax.data import cache
 from prompt_tuning_jax.data.batches import make_batch
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
@@ -100,6 +101,38 @@ def test_an_evaluator_takes_the_parameters_of_the_moment_without_compiling_again
   scores = [list(r.predictions[0]['scores'].values()) for r in (first, second, third)]
   assert not np.allclose(scores[0], scores[1]) and not np.allclose(scores[0], scores[2])
   assert (first.step, second.step, third.step) == (1, 2, None)
+
+
+def test_tasks_and_prompts_may_be_named(backbone, soft_prompt, task, ranked, tmp_path):
+  cache_dir = str(tmp_path / 'cache')
+  task.save(cache.cache_path('toy', 'train', backbone.vocabulary, cache_dir))
+  path = str(tmp_path / 'prompt.safetensors')
+  artifact.save_prompt(path, soft_prompt, backbone=backbone, method='SoftPrompt')
+  named = evaluate(backbone, path, 'toy', split='train', cache_dir=cache_dir, **SHAPE)
+  assert named.metrics == ranked.metrics
+  assert [p['scores'] for p in named.predictions] == [p['scores'] for p in ranked.predictions]
+
+
+def test_several_splits_of_a_task_have_a_result_each(backbone, task):
+  other = TokenizedTask.from_examples(
+      [{'inputs': 'a boat', 'targets': 'no'}],
+      backbone.vocabulary,
+      name='toy',
+      split='test',
+      label_classes=CLASSES,
+  )
+  results = evaluate(backbone, None, [task, other], **SHAPE)
+  assert {name: len(result.predictions) for name, result in results.items()} == {
+      'toy/train': 7, 'toy/test': 1
+  }
+  with pytest.raises(ValueError, match='toy/test, toy/test. Name each once'):
+    evaluate(backbone, None, [other, other], **SHAPE)
+  with pytest.raises(ValueError, match='nothing to evaluate'):
+    evaluate(backbone, None, [], **SHAPE)
+
+
+def test_what_is_measured_is_known_without_the_model(backbone, task, ranked):
+  assert Evaluator(backbone, task, **SHAPE).metric_names() == list(ranked.metrics)
 
 
 def test_generation_is_scored_by_the_text_that_is_decoded(backbone, soft_prompt, task):
@@ -246,7 +279,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
   with pytest.raises(ValueError, match='virtual_embeddings has shape'):
     evaluate(backbone, Injection(np.zeros((5, 3))), task)
   unlabelled = classification(backbone)
-  unlabelled.manifest['has_labels'] = False
+  unlabelled.manifest['unlabelled'] = {'count': len(unlabelled), 'first': 0}
   with pytest.raises(ValueError, match='has no labels'):
     evaluate(backbone, None, unlabelled)
   foreign = classification(backbone)

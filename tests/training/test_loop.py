@@ -30,7 +30,8 @@ def _make_step(tx):
     updates, opt_state = tx.update(gradient, state.opt_state, state.trainable)
     metrics = {
         'loss': loss,
-        'z_loss': loss / 10,
+        'token_loss': loss / 2,
+        'token_z_loss': loss / 10,
         'tokens': jnp.sum(batch != 0),
         'right_tokens': jnp.sum(batch > 0),
         'loss_factor': jnp.float32(2.0),
@@ -326,13 +327,20 @@ def test_records_are_means_over_the_steps_since_the_last(tmp_path):
     ):
       tokens = sum(sums[i]['tokens'] for i in of)
       for key, metric in (
-          ('loss_per_token', 'loss'),
-          ('z_loss_per_token', 'z_loss'),
+          ('loss_per_token', 'token_loss'),
+          ('z_loss_per_token', 'token_z_loss'),
           ('token_accuracy', 'right_tokens'),
       ):
         np.testing.assert_allclose(
             record[f'{name}/{key}'], sum(sums[i][metric] for i in of) / tokens, rtol=1e-6
         )
+
+
+def test_a_run_asked_for_fewer_steps_than_it_has_says_so(tmp_path):
+  finished = _run(tmp_path, 5)
+  with pytest.warns(UserWarning, match='a run of 5 steps already, more than the 3 asked for'):
+    again = _run(tmp_path, 3)
+  assert_same_trees(again, finished)
 
 
 def test_the_progress_line_shows_rate_loss_and_time_left(tmp_path, capsys):

@@ -72,6 +72,12 @@ def test_a_line_cut_short_is_passed_over_and_a_bad_one_is_named(tmp_path):
     read_jsonl(path)
 
 
+def test_a_record_without_a_step_is_named(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"loss": 2.0}\n')
+  with pytest.raises(ValueError, match="metrics.jsonl, line 2.*'step'"):
+    MetricsWriter(str(tmp_path), resume_step=5)
+
+
 def test_a_full_disk_is_named_with_the_file(tmp_path):
   writer = MetricsWriter(str(tmp_path))
   writer.write(1, {'train/loss': 1.0})

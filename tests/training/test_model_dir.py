@@ -1,5 +1,6 @@
 """A folder belongs to one run at a time, and to one configuration."""
 
+import json
 import os
 import signal
 import socket
@@ -97,6 +98,25 @@ def test_a_run_that_kept_nothing_does_not_bind_the_next(tmp_path):
     raise KeyError('no such task')
   with ModelDir(tmp_path) as folder:
     folder.claim({'task': 'rte'})
+
+
+def test_a_run_killed_before_it_kept_anything_does_not_bind_the_next(tmp_path):
+  killed = _elsewhere(tmp_path)
+  killed.send_signal(signal.SIGKILL)
+  killed.wait()
+  killed.stdout.close()
+  assert (tmp_path / 'run.json').exists()
+  with ModelDir(tmp_path) as folder:
+    folder.claim({'task': 'rte'})
+    folder.claim({'task': 'rte', 'examples': 2490})
+    (tmp_path / 'checkpoint_3').mkdir()
+  assert json.loads((tmp_path / 'run.json').read_text()) == {'task': 'rte', 'examples': 2490}
+
+
+def test_what_an_older_version_did_not_say_is_no_difference(tmp_path):
+  _leave_a_run(tmp_path)
+  with ModelDir(tmp_path) as folder:
+    folder.claim(ONE | {'evaluation': ['cb', 'validation', 'rank']})
 
 
 def test_a_damaged_description_is_named(tmp_path):

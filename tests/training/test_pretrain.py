@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,34 @@ def test_adaptation_goes_on_from_a_backbone_and_leaves_it_alone(
   assert losses[-1] < losses[0] < fresh
   assert load_backbone(adapted).vocabulary.fingerprint == vocabulary.fingerprint
   assert json.loads((tmp_path / 'run.json').read_text())['from'] == start.fingerprint
+
+
+def test_a_run_begins_with_what_it_is(components, vocabulary, tmp_path, capsys):
+  settings = dict(train_steps=3, checkpoint_period=0, progress=True)
+  path = _pretrain(components, vocabulary, tmp_path / 'first', **settings)
+  lines = dict(line.split(None, 1) for line in capsys.readouterr().err.splitlines()[:5])
+  total = sum(x.size for x in jax.tree.leaves(jax.eval_shape(
+      T5(CONFIG).init_params, jax.random.key(0)
+  )))
+  assert lines['model'] == 'T5, 1 + 1 layers of width 16, from fresh weights'
+  assert lines['trainable'] == f'{total:,} of {total:,} parameters (100 %)'
+  assert lines['component'].startswith('pairs: supervised, 50 % of the steps, batches of 4, 2 e')
+  # Text: 16 + its targets; pairs: 12 + 8.
+  tokens = re.match(r'3 steps, (\d+) tokens .*, seed 0, dropout 0.0', lines['training'])
+  assert int(tokens[1]) % 4 == 0 and 3 * 4 * 20 - 8 <= int(tokens[1]) <= 3 * 4 * 24
+  _pretrain(
+      components,
+      None,
+      tmp_path / 'second',
+      config=None,
+      backbone=load_backbone(path),
+      trainable={'backbone/encoder': adamw(1e-3)},
+      **settings,
+  )
+  errors = capsys.readouterr().err
+  assert "from Backbone('backbone'" in errors
+  share = re.search(r'trainable  ([\d,]+) of ([\d,]+) parameters', errors)
+  assert int(share[1].replace(',', '')) < int(share[2].replace(',', '')) == total
 
 
 def test_another_mixture_or_schedule_does_not_resume_the_run(

@@ -1,0 +1,66 @@
+"""What an evaluation found, and the files it is kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prompt_tuning_jax.jsonl import read_jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+  """Scores of a task, and what they are made of.
+
+  Attributes:
+    task: name of the task.
+    split: its split.
+    metrics: the task's metrics over all examples, in percent.
+    predictions: for each example, in the task's order: `index`, `inputs` (text),
+      `target` (what metrics compare), `prediction_text`, `prediction` (postprocessed),
+      and `scores` of all choices (ranking) or the `score` of the text (generation).
+    step: training step of the prompt, if known.
+  """
+
+  task: str
+  split: str
+  metrics: dict[str, float]
+  predictions: list[dict[str, Any]]
+  step: int | None = None
+
+  def __repr__(self) -> str:
+    scores = ', '.join(f'{name} {value:.2f}' for name, value in self.metrics.items())
+    return f'{self.task}, {self.split}: {scores} ({len(self.predictions):,} examples)'
+
+
+def write_result(result: EvalResult, output_dir: str | os.PathLike[str]) -> None:
+  """Writes a result below `output_dir`/inference_eval, T5X's folder.
+
+  `<task>-metrics.jsonl` gets a line for the step; a line of the same step and split is
+  replaced, and one that a crash cut short is dropped. `<task>-predictions.jsonl` holds
+  the predictions of the latest evaluation.
+  """
+  folder = os.path.join(output_dir, 'inference_eval')
+  os.makedirs(folder, exist_ok=True)
+  name = re.sub(r'[^\w.-]', '_', result.task)
+  path = os.path.join(folder, f'{name}-metrics.jsonl')
+  place = {'step': result.step, 'split': result.split}
+  records = [
+      record
+      for record in read_jsonl(path)
+      if {key: record.get(key) for key in place} != place
+  ]
+  _write_jsonl(path, [*records, place | result.metrics])
+  _write_jsonl(os.path.join(folder, f'{name}-predictions.jsonl'), result.predictions)
+
+
+def _write_jsonl(path: str, records: Sequence[Mapping[str, Any]]) -> None:
+  """Writes the file as a whole or not at all."""
+  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+    for record in records:
+      file.write(json.dumps(record, ensure_ascii=False) + '\n')
+  os.replace(path + '.tmp', path)

@@ -1,0 +1,71 @@
+"""The parameters of a run: what trains, what stays, and what inference makes of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.training import trainable as trainable_lib
+from prompt_tuning_jax.training.step import TrainState
+from prompt_tuning_jax.typing import Injection, PyTree
+
+
+class RunParameters:
+  """A backbone's weights and a method's, split by a labelling.
+
+  `train` starts a run from it, and `restore_run` reads a run's states with it, so that
+  both have the same idea of what a state holds.
+
+  Attributes:
+    tx: the optimiser of the trainable tree.
+    frozen: the tree that is not differentiated.
+    template: shapes and types of a TrainState of the run.
+  """
+
+  def __init__(
+      self, backbone: Backbone, method: nn.Module | None, trainable: Any, *, seed: int = 0
+  ):
+    """Loads the weights and draws the prompt.
+
+    Args:
+      backbone: the model.
+      method: the prompt method, or None to tune the model.
+      trainable: an optimiser or a labelling, see `trainable.as_labelling`.
+      seed: of the prompt's initialisation.
+
+    Raises:
+      ValueError: if the labelling leads to no parameter.
+    """
+    self._backbone = backbone
+    self._method = method
+    labelling = trainable_lib.as_labelling(trainable, method)
+    params = {'backbone': backbone.params}
+    if method is not None:
+      params['prompt'] = method.init(jax.random.key(seed), backbone.spec)['params']
+    self._trained, self.frozen = trainable_lib.split(params, labelling)
+    self.tx = trainable_lib.make_optimizer(labelling, self._trained)
+    self.template = jax.eval_shape(self.initial_state)
+
+  @property
+  def count(self) -> int:
+    """How many numbers train."""
+    return trainable_lib.count(self._trained)
+
+  def initial_state(self) -> TrainState:
+    """The state before the first step."""
+    # Copies, for the step donates its state, and in float32 whatever computes: in bfloat16
+    # most updates would be rounded away.
+    trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), self._trained)
+    return TrainState.create(trained, self.tx)
+
+  def folded(self, trained: PyTree) -> tuple[Injection | None, PyTree]:
+    """What inference needs of a trainable tree: the Injection and the backbone's weights."""
+    params = trainable_lib.merge(trained, self.frozen)
+    if self._method is None:
+      return None, params['backbone']
+    injection = self._method.apply({'params': params['prompt']}, self._backbone.spec)
+    return injection, params['backbone']
