@@ -55,6 +55,14 @@ def compiled_once(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope='session', autouse=True)
+def cache_of_its_own(tmp_path_factory):
+  """Tasks are tokenised for the session: what lies in the user's cache changes no test."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('PTJ_CACHE_DIR', str(tmp_path_factory.mktemp('tokenized')))
+    yield
+
+
 @pytest.fixture(scope='session')
 def golden() -> Path:
   """Recorded values of the original implementations."""
