@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.export import restore_run
+from prompt_tuning_jax.jsonl import write_jsonl
 from prompt_tuning_jax.training import trainable as trainable_lib
 
 # Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
@@ -174,10 +174,7 @@ def infer(
   ]
   if output_dir:
     os.makedirs(output_dir, exist_ok=True)
-    path = os.path.join(output_dir, 'inferences.jsonl')
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-      file.writelines(json.dumps(a, ensure_ascii=False) + '\n' for a in answers)
-    os.replace(path + '.tmp', path)
+    write_jsonl(os.path.join(output_dir, 'inferences.jsonl'), answers)
   return [_answer_line(answer) for answer in answers]
 
 

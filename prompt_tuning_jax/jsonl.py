@@ -1,10 +1,10 @@
-"""Reading jsonl files that a crash may have cut short."""
+"""Reading and writing jsonl files, which a crash may cut short."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -43,3 +43,11 @@ def read_jsonl(
         )
       records.append(record)
   return records
+
+
+def write_jsonl(path: str, records: Iterable[Mapping[str, Any]]) -> None:
+  """Writes the file as a whole or not at all."""
+  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+    for record in records:
+      file.write(json.dumps(record, ensure_ascii=False) + '\n')
+  os.replace(path + '.tmp', path)

@@ -26,6 +26,7 @@ from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.state_saving import StateSaver
+from prompt_tuning_jax.training.step import check_microbatches
 from prompt_tuning_jax.typing import PyTree
 
 
@@ -97,11 +98,7 @@ def _check_train(
   del others
   loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period)
   StateSaver(model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode)
-  if microbatches < 1 or batch_size % microbatches:
-    raise ValueError(
-        f'MICROBATCHES={microbatches} does not divide BATCH_SIZE={batch_size}. Choose a '
-        'divisor.'
-    )
+  check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
   _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
   count = 0 if method is None else method.num_virtual_tokens
@@ -195,7 +192,7 @@ def _check_pretrain(
     module, _ = pretrain.starting_point(config, backbone, vocabulary)
     shapes = jax.eval_shape(module.init_params, jax.random.key(0))
     trainable_lib.split({'backbone': shapes}, trainable_lib.as_labelling(trainable, None))
-  pretrain.check_microbatches(components, microbatches)
+  pretrain.check_components(components, microbatches)
   loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
 
 

@@ -29,8 +29,6 @@ from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.typing import Batch
 
-LENGTHS = buckets_lib.LENGTHS
-
 
 def make_batch(
     examples: Sequence[Mapping[str, Any]],

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +52,5 @@ def write_result(result: EvalResult, output_dir: str | os.PathLike[str]) -> None
       for record in read_jsonl(path)
       if {key: record.get(key) for key in place} != place
   ]
-  _write_jsonl(path, [*records, place | result.metrics])
-  _write_jsonl(os.path.join(folder, f'{name}-predictions.jsonl'), result.predictions)
-
-
-def _write_jsonl(path: str, records: Sequence[Mapping[str, Any]]) -> None:
-  """Writes the file as a whole or not at all."""
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
-    for record in records:
-      file.write(json.dumps(record, ensure_ascii=False) + '\n')
-  os.replace(path + '.tmp', path)
+  write_jsonl(path, [*records, place | result.metrics])
+  write_jsonl(os.path.join(folder, f'{name}-predictions.jsonl'), result.predictions)

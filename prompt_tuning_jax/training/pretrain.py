@@ -26,7 +26,7 @@ from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.state_saving import StateSaver
-from prompt_tuning_jax.training.step import TrainState, make_train_step
+from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
 from prompt_tuning_jax.typing import PyTree
 
 
@@ -83,7 +83,7 @@ def pretrain(
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
   module, vocabulary = starting_point(config, backbone, vocabulary)
-  check_microbatches(components, microbatches)
+  check_components(components, microbatches)
   module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
   labelling = trainable_lib.as_labelling(trainable, None)
   periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
@@ -175,14 +175,14 @@ def starting_point(
   return module, vocabulary
 
 
-def check_microbatches(components: Sequence[Component], microbatches: int) -> None:
+def check_components(components: Sequence[Component], microbatches: int) -> None:
   """Raises ValueError unless every component's batches can be cut into so many parts."""
   for component in components:
-    if microbatches < 1 or component.batch_size % microbatches:
-      raise ValueError(
-          f'MICROBATCHES={microbatches} does not divide the batch_size='
-          f'{component.batch_size} of component {component.name!r}. Choose a divisor.'
-      )
+    check_microbatches(
+        microbatches,
+        component.batch_size,
+        f'the batch_size={{}} of component {component.name!r}',
+    )
 
 
 def _summary(

@@ -143,14 +143,24 @@ def make_train_step(
   return train_step
 
 
+def check_microbatches(microbatches: int, rows: int, what: str) -> None:
+  """Raises ValueError unless `rows` can be cut into so many parts.
+
+  Args:
+    microbatches: number of parts.
+    rows: rows of the batch.
+    what: how the message names the rows, `{}` for their number.
+  """
+  if microbatches < 1 or rows % microbatches:
+    raise ValueError(
+        f'MICROBATCHES={microbatches} does not divide {what.format(rows)}. Choose a divisor.'
+    )
+
+
 def _accumulate(gradient_of, trainable, batch, weights_BT, rng, microbatches):
   """Gradients and sums of all microbatches, one after the other in one program."""
   rows = weights_BT.shape[0]
-  if rows % microbatches:
-    raise ValueError(
-        f'MICROBATCHES={microbatches} does not divide the batch of {rows} rows. Choose a '
-        'divisor of BATCH_SIZE.'
-    )
+  check_microbatches(microbatches, rows, 'the batch of {} rows')
   parts = jax.tree.map(
       lambda x: jnp.reshape(x, (microbatches, rows // microbatches, *x.shape[1:])),
       (batch, weights_BT),

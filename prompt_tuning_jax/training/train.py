@@ -30,7 +30,7 @@ from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.optimizers import adafactor
 from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import StateSaver
-from prompt_tuning_jax.training.step import TrainState, make_train_step
+from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
 from prompt_tuning_jax.typing import PyTree
 
 
@@ -145,11 +145,7 @@ def train(
         f'{backbone.name} has no vocabulary, without which no task can be tokenised for '
         'it. Load it with vocabulary=<the SentencePiece model it was trained with>.'
     )
-  if microbatches < 1 or batch_size % microbatches:
-    raise ValueError(
-        f'MICROBATCHES={microbatches} does not divide BATCH_SIZE={batch_size}. Choose a '
-        'divisor.'
-    )
+  check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
   module = backbone.module.clone(dropout_rate=dropout_rate)
   feature_lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   placement = as_placement(placement)
@@ -218,7 +214,8 @@ def train(
             eval_task or task, eval_split, backbone.vocabulary, **load
         )
     ]
-    _check_metric(best_metric, _metric_names(evaluators))
+    if best_metric is not None:
+      _check_metric(best_metric, _metric_names(evaluators))
     description['examples'] = {
         f'{of_task.name}/{of_task.split}': [len(of_task), weight] for of_task, weight in tasks
     }
@@ -297,8 +294,8 @@ def _metric_names(evaluators: Sequence[Evaluator]) -> list[str]:
   return list(_joined({e.task.name: dict.fromkeys(e.metric_names()) for e in evaluators}))
 
 
-def _check_metric(name: str | None, metrics: Sequence[str]) -> None:
-  if name is not None and name not in metrics:
+def _check_metric(name: str, metrics: Sequence[str]) -> None:
+  if name not in metrics:
     near = difflib.get_close_matches(name, metrics, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     raise ValueError(

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--corpus', type=pathlib.Path, required=True,
-                      help='folder that prompt_tuning_jax.zoo.build.wordnet wrote')
+                      help='folder that prompt_tuning_jax.zoo.build.corpus wrote')
   parser.add_argument('--out', type=pathlib.Path, required=True,
                       help='the .model file to write')
   args = parser.parse_args(argv)
