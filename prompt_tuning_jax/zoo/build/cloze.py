@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 
 from prompt_tuning_jax.zoo.build import wordnet
 from prompt_tuning_jax.zoo.build.draw import Draw
+from prompt_tuning_jax.zoo.build.options import offer
 
-MIN_OPTIONS, MAX_OPTIONS = 2, 8
-MAX_DRAWS = 1000  # as in options.py
 REPEATS = 2
 BLANK = '?'
 
@@ -65,12 +64,7 @@ def cloze_pairs(
   for draw, text, answer in gaps:
     options = ''
     if draw.between(0, 1):
-      offered = {answer}
-      wanted = draw.between(MIN_OPTIONS, MAX_OPTIONS)
-      for _ in range(MAX_DRAWS):
-        if len(offered) == wanted:
-          break
-        offered.add(draw.one_of(gaps)[2])
+      offered = offer(draw, answer, lambda: draw.one_of(gaps)[2])
       options = draw.one_of((', ', ' ')).join(draw.shuffled(offered)) + ' '
     pairs.append(dict(inputs=f'{options}definition: {text}', targets=answer))
   return pairs

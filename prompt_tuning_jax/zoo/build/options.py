@@ -8,7 +8,7 @@ option has a word that is a class of the demo, or is a heading.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prompt_tuning_jax.zoo.build import wordnet
 from prompt_tuning_jax.zoo.build.draw import Draw
@@ -49,6 +49,18 @@ class Taxonomy:
     return self.by_key[key].lemmas[0]
 
 
+def offer(draw: Draw, answer: str, distractor: Callable[[], str | None]) -> set[str]:
+  """2 to 8 options with the answer among them; `distractor` draws a word, or None."""
+  wanted = draw.between(MIN_OPTIONS, MAX_OPTIONS)
+  offered = {answer}
+  for _ in range(MAX_DRAWS):
+    if len(offered) == wanted:
+      break
+    if (word := distractor()) is not None:
+      offered.add(word)
+  return offered
+
+
 def option_pairs(
     synsets: Sequence[wordnet.Synset],
     in_demo: frozenset[Key],
@@ -87,15 +99,13 @@ def option_pairs(
       draw = Draw(f'{repeat} {synset.key}', wordnet.SEED)
       answer = taxonomy.word(draw.one_of(answers))
       right = {taxonomy.word(key) for key in taxonomy.above(synset.key)}
-      wanted = draw.between(MIN_OPTIONS, MAX_OPTIONS)
-      offered = {answer}
-      for _ in range(MAX_DRAWS):
-        if len(offered) == wanted:
-          break
+
+      def distractor() -> str | None:
         _, theirs = draw.one_of(described)
         word = taxonomy.word(draw.one_of(theirs))
-        if word not in right:
-          offered.add(word)
+        return None if word in right else word
+
+      offered = offer(draw, answer, distractor)
       separator = draw.one_of((', ', ' '))
       shuffled = sorted(
           offered,
