@@ -14,7 +14,13 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.training.parameters import RunParameters
-from prompt_tuning_jax.training.state_saving import DamagedError, Saved, StateSaver
+from prompt_tuning_jax.training.state_saving import (
+    DamagedError,
+    Saved,
+    StateSaver,
+    nothing_saved,
+    run_and_step,
+)
 from prompt_tuning_jax.typing import Injection, PyTree
 
 
@@ -62,17 +68,11 @@ def restore_run(
     ValueError: if the state is not of this method and backbone, or is damaged.
   """
   path = os.path.abspath(path)
-  folder, name = os.path.split(path)
-  is_step = name.startswith('checkpoint_')
-  saver = StateSaver(
-      folder if is_step else path, best_metric=best_metric, best_mode=best_mode
-  )
+  run, is_step = run_and_step(path)
+  saver = StateSaver(run, best_metric=best_metric, best_mode=best_mode)
   states = [s for s in saver.all() if not is_step or s.path == path]
   if not states:
-    raise FileNotFoundError(
-        f'CHECKPOINT_PATH {path} holds no saved state. Name the MODEL_DIR of a run, or a '
-        'checkpoint_<step> in it.'
-    )
+    raise nothing_saved(path)
   saved = states[0] if is_step else (saver.best() or states[-1])
   description = saver.description(saved)
   fingerprint = description.get('backbone_fingerprint')
@@ -82,7 +82,7 @@ def restore_run(
         f'{fingerprint[:12]}…), but this is {backbone.name} (weights '
         f'{backbone.fingerprint[:12]}…). Name the backbone the run started from.'
     )
-  parameters = RunParameters(
+  parameters = RunParameters.of(
       backbone, method, trainable, seed=description.get('random_seed', 0)
   )
   try:

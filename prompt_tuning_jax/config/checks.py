@@ -25,7 +25,7 @@ from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.state_saving import StateSaver
+from prompt_tuning_jax.training.state_saving import StateSaver, nothing_saved, run_and_step
 from prompt_tuning_jax.training.step import check_microbatches
 from prompt_tuning_jax.typing import PyTree
 
@@ -239,22 +239,16 @@ def _check_prompt_file(path: str | None) -> None:
 
 def _check_checkpoint(path: str) -> None:
   """Refuses a path without a saved state, and runs that have neither prompt nor task."""
-  path = os.path.abspath(path)
-  folder, name = os.path.split(path)
-  is_step = name.startswith('checkpoint_')
-  run = folder if is_step else path
+  run, _ = run_and_step(path)
   saver = StateSaver(run)
   latest = saver.latest()
   if latest is None or not os.path.isdir(path):
     saver.all()  # Names in warnings what lies there and is damaged.
-    raise FileNotFoundError(
-        f'CHECKPOINT_PATH {path} holds no saved state. Name the MODEL_DIR of a run, or a '
-        'checkpoint_<step> in it.'
-    )
+    raise nothing_saved(path)
   if saver.description(latest).get('task') == 'pretraining':
     raise ValueError(
-        f'CHECKPOINT_PATH {path} is of a run of `pretrain` or `adapt`, which makes a '
-        'backbone and no prompt. Leave CHECKPOINT_PATH out and name the backbone that it '
+        f'CHECKPOINT_PATH {os.path.abspath(path)} is of a run of `pretrain` or `adapt`, which '
+        'makes a backbone and no prompt. Leave CHECKPOINT_PATH out and name the backbone that it '
         f'leaves when it is finished: INITIAL_CHECKPOINT_PATH={os.path.join(run, "backbone")}'
     )
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.step import TrainState
-from prompt_tuning_jax.typing import Injection, PyTree
+from prompt_tuning_jax.typing import BackboneSpec, Injection, PyTree
 
 
 class RunParameters:
-  """A backbone's weights and a method's, split by a labelling.
+  """A run's parameters, split by a labelling.
 
-  `train` starts a run from it, and `restore_run` reads a run's states with it, so that
-  both have the same idea of what a state holds.
+  `train` and `pretrain` start a run from them, and `restore_run` reads a run's states with
+  them, so that all have the same idea of what a state holds.
 
   Attributes:
     tx: the optimiser of the trainable tree.
@@ -27,28 +27,39 @@ class RunParameters:
   """
 
   def __init__(
-      self, backbone: Backbone, method: nn.Module | None, trainable: Any, *, seed: int = 0
+      self,
+      params: PyTree,
+      trainable: Any,
+      method: nn.Module | None = None,
+      spec: BackboneSpec | None = None,
   ):
-    """Loads the weights and draws the prompt.
+    """Splits the parameters.
 
     Args:
-      backbone: the model.
-      method: the prompt method, or None to tune the model.
+      params: `{'backbone': …}`, and `'prompt'` where there is a method.
       trainable: an optimiser or a labelling, see `trainable.as_labelling`.
-      seed: of the prompt's initialisation.
+      method: the prompt method, or None to tune the model.
+      spec: sizes of the backbone, where there is a method.
 
     Raises:
       ValueError: if the labelling leads to no parameter.
     """
-    self._backbone = backbone
     self._method = method
+    self._spec = spec
     labelling = trainable_lib.as_labelling(trainable, method)
-    params = {'backbone': backbone.params}
-    if method is not None:
-      params['prompt'] = method.init(jax.random.key(seed), backbone.spec)['params']
     self._trained, self.frozen = trainable_lib.split(params, labelling)
     self.tx = trainable_lib.make_optimizer(labelling, self._trained)
     self.template = jax.eval_shape(self.initial_state)
+
+  @classmethod
+  def of(
+      cls, backbone: Backbone, method: nn.Module | None, trainable: Any, *, seed: int = 0
+  ) -> RunParameters:
+    """Loads a backbone's weights and draws a method's prompt from the seed."""
+    params = {'backbone': backbone.params}
+    if method is not None:
+      params['prompt'] = method.init(jax.random.key(seed), backbone.spec)['params']
+    return cls(params, trainable, method, backbone.spec)
 
   @property
   def count(self) -> int:
@@ -57,8 +68,8 @@ class RunParameters:
 
   def initial_state(self) -> TrainState:
     """The state before the first step."""
-    # Copies, for the step donates its state, and in float32 whatever computes: in bfloat16
-    # most updates would be rounded away.
+    # Copies, for the step donates its state and the backbone keeps its weights; in float32
+    # whatever computes, for in bfloat16 most updates would be rounded away.
     trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), self._trained)
     return TrainState.create(trained, self.tx)
 
@@ -67,5 +78,5 @@ class RunParameters:
     params = trainable_lib.merge(trained, self.frozen)
     if self._method is None:
       return None, params['backbone']
-    injection = self._method.apply({'params': params['prompt']}, self._backbone.spec)
+    injection = self._method.apply({'params': params['prompt']}, self._spec)
     return injection, params['backbone']

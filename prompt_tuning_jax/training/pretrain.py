@@ -25,9 +25,9 @@ from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
+from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import StateSaver
-from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
-from prompt_tuning_jax.typing import PyTree
+from prompt_tuning_jax.training.step import check_microbatches, make_train_step
 
 
 def pretrain(
@@ -111,21 +111,22 @@ def pretrain(
       params = backbone.params
     else:
       params = jax.jit(module.init_params)(jax.random.key(random_seed))
-    trained, frozen = trainable_lib.split({'backbone': params}, labelling)
-    # Copies, for the step donates its state and the caller's backbone keeps its weights;
-    # in float32 whatever computes, so that small updates are not rounded away.
-    trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), trained)
-    tx = trainable_lib.make_optimizer(labelling, trained)
+    parameters = RunParameters({'backbone': params}, labelling)
     if progress:
       print(
-          _summary(module, backbone, batches, train_steps, description, trained),
+          _summary(module, backbone, batches, train_steps, description, parameters.count),
           file=sys.stderr,
       )
     state = loop.run(
-        TrainState.create(trained, tx),
-        frozen,
+        parameters.initial_state(),
+        parameters.frozen,
         make_train_step(
-            None, module, tx, loss=loss, microbatches=microbatches, seed=random_seed
+            None,
+            module,
+            parameters.tx,
+            loss=loss,
+            microbatches=microbatches,
+            seed=random_seed,
         ),
         batches,
         periods,
@@ -134,11 +135,12 @@ def pretrain(
         description=description,
         progress=progress,
     )
+    _, weights = parameters.folded(state.trainable)
     path = os.path.join(model_dir, 'backbone')
     native.save_backbone(
         path,
         module.config,
-        trainable_lib.merge(state.trainable, frozen)['backbone'],
+        weights,
         vocabulary,
         dtype=weights_dtype,
         metadata={**(metadata or {}), 'train_steps': int(state.step)},
@@ -191,12 +193,11 @@ def _summary(
     batches: PretrainingBatches,
     train_steps: int,
     description: Mapping[str, Any],
-    trained: PyTree,
+    count: int,
 ) -> str:
   """What is trained on what, in a few lines for people."""
   config = module.config
   total = trainable_lib.count(jax.eval_shape(module.init_params, jax.random.key(0)))
-  count = trainable_lib.count(trained)
   tokens = sum(map(batches.tokens_per_step, range(train_steps)))
   weights = sum(component.weight for component in batches.components)
   epochs = batches.epochs(train_steps)

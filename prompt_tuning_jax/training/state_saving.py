@@ -279,6 +279,21 @@ class StateSaver:
         shutil.rmtree(os.path.join(self.model_dir, name), ignore_errors=True)
 
 
+def run_and_step(path: str | os.PathLike[str]) -> tuple[str, bool]:
+  """The run's folder that a CHECKPOINT_PATH is in, and whether it names one state of it."""
+  folder, name = os.path.split(os.path.abspath(path))
+  is_step = name.startswith('checkpoint_')
+  return (folder if is_step else os.path.abspath(path)), is_step
+
+
+def nothing_saved(path: str | os.PathLike[str]) -> FileNotFoundError:
+  """The error of a CHECKPOINT_PATH that leads to no state."""
+  return FileNotFoundError(
+      f'CHECKPOINT_PATH {os.path.abspath(path)} holds no saved state. Name the MODEL_DIR of a '
+      'run, or a checkpoint_<step> in it.'
+  )
+
+
 def _entries(folder: str) -> list[str]:
   return os.listdir(folder) if os.path.isdir(folder) else []
 

@@ -222,7 +222,7 @@ def train(
     folder.claim(description)
 
     # The parameters.
-    parameters = RunParameters(backbone, method, trainable, seed=random_seed)
+    parameters = RunParameters.of(backbone, method, trainable, seed=random_seed)
     if progress:
       summary = _summary(backbone, method, description, train_steps, parameters.count)
       print(summary, file=sys.stderr)
