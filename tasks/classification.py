@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import seqio
+from prompt_tuning_jax.tasks import preprocessors, sources
 
 from prompt_tuning_jax.evaluation import metrics, postprocessors
-from prompt_tuning_jax.tasks import preprocessors, sources
 
 
 def add_classification_tasks(

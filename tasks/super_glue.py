@@ -5,8 +5,9 @@
 
 import functools
 
-from prompt_tuning_jax.evaluation import metrics
 from prompt_tuning_jax.tasks.classification import add_classification_tasks
+
+from prompt_tuning_jax.evaluation import metrics
 
 _FILES = {'train': 'train.jsonl', 'validation': 'val.jsonl', 'test': 'test.jsonl'}
 

@@ -16,6 +16,7 @@ os.environ['XLA_FLAGS'] = ' '.join([
 ])
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.typing import Batch
+from tests import saved_backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get('PTJ_SHARED', ROOT.parent / 'shared'))
@@ -61,6 +63,20 @@ def cache_of_its_own(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PTJ_CACHE_DIR', str(tmp_path_factory.mktemp('tokenized')))
     yield
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+  """An empty working folder; what gin was told is forgotten afterwards."""
+  monkeypatch.chdir(tmp_path)
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture(scope='session')
+def backbone_dir(tmp_path_factory) -> str:
+  """A tiny random backbone on disk, for commands; not to be written to."""
+  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
 
 
 @pytest.fixture(scope='session')

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import warnings
 
-import gin
 import numpy as np
 import pytest
 
@@ -20,7 +19,6 @@ from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.training.loop import Interrupted
 from tests import saved_backbone
 
-
 _NEEDED = [
     '--gin.INITIAL_CHECKPOINT_PATH=somewhere',
     '--gin.MODEL_DIR=run',
@@ -29,16 +27,7 @@ _NEEDED = [
 ]
 
 
-@pytest.fixture(scope='module')
-def backbone_dir(tmp_path_factory):
-  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('elsewhere')
 
 
 @pytest.fixture

@@ -15,12 +15,6 @@ from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.typing import Injection
-from tests import saved_backbone
-
-
-@pytest.fixture(scope='module')
-def backbone_dir(tmp_path_factory):
-  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
 
 
 @pytest.fixture(scope='module')

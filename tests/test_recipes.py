@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 
-import gin
 import pytest
 
 from prompt_tuning_jax import cli, config
@@ -16,11 +15,7 @@ RECIPES = config.packaged_files('recipes')
 FILES = [name for name in config.packaged_files() if not name.startswith('runs/')]
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('elsewhere')
 
 
 def test_there_are_recipes_models_methods_and_initializers():

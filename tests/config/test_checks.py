@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gin
 import jax
 import numpy as np
 import pytest
@@ -17,20 +16,11 @@ from prompt_tuning_jax.data import cache, seqio_source
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.typing import Injection
-from tests import saved_backbone
-
-
-@pytest.fixture(scope='module')
-def backbone_dir(tmp_path_factory):
-  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
+def _empty_cache(tmp_path, monkeypatch):
   monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
-  yield
-  gin.clear_config()
 
 
 @pytest.fixture

@@ -15,35 +15,7 @@ from prompt_tuning_jax.config import registry
 from prompt_tuning_jax.config.macros import MACROS
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training import optimizers
-from tests import saved_backbone
-
-NEEDED = [
-    'MODEL_DIR=/tmp/run',
-    'MIXTURE_OR_TASK_NAME=some_task',
-    "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
-]
-
-
-@pytest.fixture(scope='module')
-def backbone_dir(tmp_path_factory):
-  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
-
-
-@pytest.fixture
-def flags(backbone_dir):
-  return [*NEEDED, f'INITIAL_CHECKPOINT_PATH={backbone_dir}']
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  yield
-  gin.clear_config()
-
-
-def _names(parsed: config.Config) -> list[str]:
-  return ['/'.join(name.split('/')[-2:]) for name in parsed.files]
-
+from tests.config.conftest import file_names
 
 # Who wins.
 
@@ -77,7 +49,7 @@ def test_a_file_is_included_once_but_a_file_named_by_the_user_counts_where_it_st
       "include 'initializers/sampled_vocab.gin'\nsampled_vocab.population = 10\n"
   )
   parsed = config.parse('train', ['recipe'], flags)
-  assert _names(parsed).count('initializers/sampled_vocab.gin') == 1
+  assert file_names(parsed).count('initializers/sampled_vocab.gin') == 1
   parsed = config.parse('train', ['recipe', 'initializers/uniform'], flags)
   parsed.kwargs()
   assert 'prompt_init = @uniform()' in parsed.operative()

@@ -2,39 +2,10 @@
 
 from __future__ import annotations
 
-import gin
 import pytest
 
 from prompt_tuning_jax import config
-from tests import saved_backbone
-
-NEEDED = [
-    'MODEL_DIR=/tmp/run',
-    'MIXTURE_OR_TASK_NAME=some_task',
-    "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
-]
-
-
-@pytest.fixture(scope='module')
-def backbone_dir(tmp_path_factory):
-  return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
-
-
-@pytest.fixture
-def flags(backbone_dir):
-  return [*NEEDED, f'INITIAL_CHECKPOINT_PATH={backbone_dir}']
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  yield
-  gin.clear_config()
-
-
-def _names(parsed: config.Config) -> list[str]:
-  return ['/'.join(name.split('/')[-2:]) for name in parsed.files]
-
+from tests.config.conftest import file_names
 
 # Finding files.
 
@@ -42,7 +13,7 @@ def _names(parsed: config.Config) -> list[str]:
 @pytest.mark.parametrize('name', ['t5x_exact', 't5x_exact.gin', 'runs/t5x_exact'])
 def test_a_packaged_file_is_found_without_folder_or_ending(name, flags):
   parsed = config.parse('train', [name], [*flags, 'TRAIN_STEPS=1_100_010'])
-  assert 'runs/t5x_exact.gin' in _names(parsed)
+  assert 'runs/t5x_exact.gin' in file_names(parsed)
 
 
 def test_files_are_looked_for_here_then_in_the_users_folders_then_in_the_librarys(

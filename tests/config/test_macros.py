@@ -8,20 +8,9 @@ import pytest
 from prompt_tuning_jax import config
 from prompt_tuning_jax.config import errors, registry
 from prompt_tuning_jax.config.macros import MACROS
+from tests.config import conftest
 
-NEEDED = [
-    'MODEL_DIR=/tmp/run',
-    'MIXTURE_OR_TASK_NAME=some_task',
-    "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
-    'INITIAL_CHECKPOINT_PATH=nano',
-]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  yield
-  gin.clear_config()
+NEEDED = [*conftest.NEEDED, 'INITIAL_CHECKPOINT_PATH=nano']
 
 
 def _parse(*flags, files=(), command='train'):

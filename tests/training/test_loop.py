@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState
 from tests.checkpoints.samples import assert_same_trees, flip_byte

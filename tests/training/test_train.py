@@ -22,8 +22,8 @@ from prompt_tuning_jax.data import cache
 from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.tokenized_task import FORMAT
 from prompt_tuning_jax.evaluation.evaluate import evaluate
-from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training.optimizers import adafactor, adamw
 from prompt_tuning_jax.training.train import train
 from tests.checkpoints.samples import assert_same_trees
