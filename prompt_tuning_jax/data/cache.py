@@ -31,7 +31,6 @@ from prompt_tuning_jax.data import array_file, provenance, text_files
 from prompt_tuning_jax.data.tokenized_task import (
     FORMAT,
     CacheError,
-    OutOfDateError,
     TokenizedTask,
     make_manifest,
     seqio_is_installed,
@@ -94,7 +93,7 @@ def load_task(
     except CacheError as error:
       if not seqio_is_installed():
         raise CacheError(f'{error} {make_it}') from error
-      if not isinstance(error, OutOfDateError):
+      if not isinstance(error, _OutOfDateError):
         warnings.warn(f'{error} It is made again.', stacklevel=2)
       _logger.info('Tokenising %s, split %s, again: %s', name, split, error)
   elif not seqio_is_installed():
@@ -185,7 +184,7 @@ def load_files(
       _check_current(cached, task.manifest)
     except CacheError as error:
       task = None
-      if not isinstance(error, OutOfDateError):
+      if not isinstance(error, _OutOfDateError):
         warnings.warn(f'{error} It is made again.', stacklevel=3)
   if task is None:
     # Described before it is read: a file that grows meanwhile counts as changed.
@@ -218,12 +217,16 @@ def cache_path(
   )
 
 
+class _OutOfDateError(CacheError):
+  """The file is whole, but what it was made from has changed."""
+
+
 def _check_current(path: str, manifest: dict[str, Any]) -> None:
   change = provenance.code_change(manifest['code']) or provenance.source_change(
       manifest['source']
   )
   if change:
-    raise OutOfDateError(f'{path} is out of date: {change}.')
+    raise _OutOfDateError(f'{path} is out of date: {change}.')
 
 
 def _write_if_possible(path: str, write: Callable[[], None]) -> None:

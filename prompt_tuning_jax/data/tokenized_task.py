@@ -22,10 +22,6 @@ class CacheError(ValueError):
   """A cached task cannot be used: damaged, of another format, or out of date."""
 
 
-class OutOfDateError(CacheError):
-  """A cache file is whole, but made by other code or from other data than there are now."""
-
-
 class TokenizedTask:
   """The tokenised examples of one split of one task, untrimmed, read by index.
 
@@ -214,7 +210,7 @@ class TokenizedTask:
     except array_file.DamagedFileError as error:
       raise CacheError(f'The tokenised task {error}') from error
     if manifest.get('format') != FORMAT:
-      raise OutOfDateError(
+      raise CacheError(
           f'The tokenised task {os.fspath(path)} has format {manifest.get("format")}; '
           f'this version of the library reads format {FORMAT}.'
       )

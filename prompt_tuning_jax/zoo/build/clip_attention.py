@@ -4,11 +4,11 @@
     --backbone=/tmp/nano_cloze/backbone --out=/tmp/nano_clipped --factor=0.05
 
 Muon's updates are as large in every direction, and T5 neither divides its attention logits
-by sqrt(d_kv) nor norms queries and keys. Without a bound on them they grew until they had a
-standard deviation of 110 in the first layer after `cloze_nano`: every position attended to one other, no
-gradient came through, and a prompt could change next to nothing. This is QK-Clip (Kimi Team,
-2025, section 2.1) done once, to all heads alike; what follows trains queries and keys with
-Adam (`gin/recipes/soft_nano.gin`).
+by sqrt(d_kv) nor norms queries and keys. Without a bound on them they grew until, after
+`cloze_nano`, they had a standard deviation of 110 in the first layer: every position
+attended to one other, no gradient came through, and a prompt could change next to nothing.
+This is QK-Clip (Kimi Team, 2025, section 2.1) done once, to all heads alike; what follows
+trains queries and keys with Adam (`gin/recipes/soft_nano.gin`).
 """
 
 from __future__ import annotations
