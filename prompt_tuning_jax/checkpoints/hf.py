@@ -1,4 +1,4 @@
-"""Reading Hugging Face T5 folders: config.json and safetensors, in one file or sharded.
+"""Reading Hugging Face T5 folders: config.json and weights, in one file or sharded.
 
 The traps of the format are handled here and nowhere else: transformers 5 writes
 `tie_word_embeddings: true` for untied models too, so what the file holds decides;
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names
 from prompt_tuning_jax.checkpoints.source import Checkpoint, Weights, open_safetensors
+from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
 
 _EMBEDDING = 'shared.weight'
 _OUTPUT = 'lm_head.weight'
@@ -25,6 +26,13 @@ _OUTPUT = 'lm_head.weight'
 _EMBEDDING_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 # Written by old versions of transformers, used by none.
 _STRAY = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
+
+# The weights' files by name, in the order in which they are looked for, each in one file or
+# in shards that `<name>.index.json` lists.
+_FORMS = {
+    'model.safetensors': lambda path: open_safetensors(path)[0],
+    'pytorch_model.bin': open_torch,
+}
 
 _ACTIVATIONS = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
 _EPSILON = 1e-6
@@ -39,8 +47,8 @@ def read_hf(directory: str | os.PathLike[str]) -> Checkpoint:
 
   Raises:
     FileNotFoundError: if config.json, the weights, or a shard is missing.
-    ValueError: if the model is not a T5 that this version reads, the weights are a
-      pickle, a file is damaged, or shapes do not fit.
+    ValueError: if the model is not a T5 that this version reads, a file is damaged or holds
+      anything but tensors, or shapes do not fit.
   """
   directory = os.fspath(directory)
   description = _read_json(os.path.join(directory, 'config.json'))
@@ -172,27 +180,21 @@ def _check_same(stored: Weights, embedding: str, copy: str, directory: str) -> N
 
 def _open_weights(directory: str) -> Weights:
   """All tensors of the folder under their Hugging Face names."""
-  index_path = os.path.join(directory, 'model.safetensors.index.json')
-  single_path = os.path.join(directory, 'model.safetensors')
-  if os.path.isfile(single_path):
-    return open_safetensors(single_path)[0]
-  if os.path.isfile(index_path):
-    return _open_shards(directory, index_path)
-  pickles = [name for name in os.listdir(directory) if name.startswith('pytorch_model')]
-  if pickles:
-    raise ValueError(
-        f'{directory} holds its weights as {sorted(pickles)[0]}, a Python pickle, which '
-        'could run any code and is never opened. Fetch the safetensors version, or '
-        'convert it where you trust it: model.save_pretrained(folder, '
-        'safe_serialization=True) in transformers.'
-    )
+  for name, opener in _FORMS.items():
+    path = os.path.join(directory, name)
+    if os.path.isfile(path):
+      return opener(path)
+    if os.path.isfile(f'{path}.index.json'):
+      return _open_shards(directory, f'{path}.index.json', opener)
   raise FileNotFoundError(
-      f'{directory} has config.json but no model.safetensors (nor an index of shards). '
-      'Fetch the model again.'
+      f'{directory} has config.json but none of {", ".join(_FORMS)} (nor an index of '
+      'shards). Fetch the model again.'
   )
 
 
-def _open_shards(directory: str, index_path: str) -> Weights:
+def _open_shards(
+    directory: str, index_path: str, opener: Callable[[str], Weights]
+) -> Weights:
   index = _read_json(index_path)
   where = index.get('weight_map')
   if not isinstance(where, dict) or not where:
@@ -204,7 +206,7 @@ def _open_shards(directory: str, index_path: str) -> Weights:
           f'{index_path} names the shard {shard!r}, which is not a plain file name in '
           'its own directory. Do not use this model.'
       )
-    shards[shard] = open_safetensors(os.path.join(directory, shard))[0]
+    shards[shard] = opener(os.path.join(directory, shard))
   absent = [f'{name} ({shard})' for name, shard in where.items() if name not in shards[shard]]
   if absent:
     raise ValueError(
