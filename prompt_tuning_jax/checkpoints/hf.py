@@ -1,4 +1,4 @@
-"""Reading Hugging Face T5 folders: config.json and weights, in one file or sharded.
+"""Reading Hugging Face folders of T5, mT5 and umT5: config.json and weights, in one file or sharded.
 
 The traps of the format are handled here and nowhere else: transformers 5 writes
 `tie_word_embeddings: true` for untied models too, so what the file holds decides;
@@ -34,6 +34,11 @@ _FORMS = {
     'pytorch_model.bin': open_torch,
 }
 
+_MODEL_TYPES = {
+    't5': 'T5 1.0 and 1.1, LM-adapted T5, Flan-T5, ByT5',
+    'mt5': 'mT5',
+    'umt5': 'umT5, with a relative bias in every layer',
+}
 _ACTIVATIONS = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
 _EPSILON = 1e-6
 
@@ -101,10 +106,10 @@ def read_hf(directory: str | os.PathLike[str]) -> Checkpoint:
 
 def _check_description(description: Mapping[str, Any], directory: str) -> None:
   model_type = description.get('model_type')
-  if model_type != 't5':
+  if model_type not in _MODEL_TYPES:
+    known = ', '.join(f'{name!r} ({what})' for name, what in _MODEL_TYPES.items())
     raise ValueError(
-        f"{directory}/config.json has model_type {model_type!r}; this version reads 't5' "
-        '(T5 1.0 and 1.1, LM-adapted T5, Flan-T5, ByT5).'
+        f'{directory}/config.json has model_type {model_type!r}; this version reads {known}.'
     )
   epsilon = description.get('layer_norm_epsilon', _EPSILON)
   if not np.isclose(epsilon, _EPSILON, rtol=1e-3, atol=0):
@@ -125,8 +130,10 @@ def _config(description: Mapping[str, Any], tied: bool, directory: str) -> T5Con
         f'{directory}/config.json has feed_forward_proj {activation!r}; this version '
         f'knows {", ".join(map(repr, _ACTIVATIONS))}.'
     )
-  # transformers scales tied outputs unless the newer key says otherwise.
-  scaled_by_default = tied and description.get('tie_word_embeddings', True)
+  # transformers scales tied outputs unless the newer key says otherwise; mT5's never.
+  scaled = description['model_type'] != 'mt5' and description.get(
+      'scale_decoder_outputs', tied and description.get('tie_word_embeddings', True)
+  )
   try:
     layers = description['num_layers']
     return T5Config(
@@ -142,7 +149,8 @@ def _config(description: Mapping[str, Any], tied: bool, directory: str) -> T5Con
         relpos_max_distance=description.get('relative_attention_max_distance', 128),
         mlp_activations=_ACTIVATIONS[activation],
         tied_embeddings=tied,
-        scale_decoder_outputs=description.get('scale_decoder_outputs', scaled_by_default),
+        scale_decoder_outputs=scaled,
+        relpos_per_layer=description['model_type'] == 'umt5',
     )
   except KeyError as error:
     raise ValueError(

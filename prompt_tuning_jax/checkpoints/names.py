@@ -103,6 +103,11 @@ _SIZES = {
     'T5 1.0 large': (1024, 64, 16, 24, 24, 4096),
     'T5 1.0 3B': (1024, 128, 32, 24, 24, 16384),
     'T5 1.0 11B': (1024, 128, 128, 24, 24, 65536),
+    'ByT5 small': (1472, 64, 6, 12, 4, 3584),
+    'ByT5 base': (1536, 64, 12, 18, 6, 3968),
+    'ByT5 large': (1536, 64, 16, 36, 12, 3840),
+    'ByT5 xl': (2560, 64, 32, 36, 12, 6720),
+    'ByT5 xxl': (4672, 64, 64, 36, 12, 12352),
 }
 
 
@@ -273,12 +278,6 @@ def config_from_shapes(
       'query': 'encoder/layers_0/attention/query/kernel',
       'wi': f'encoder/layers_0/mlp/{"wi_0" if gated else "wi"}/kernel',
   }
-  if any(re.match(r'(encoder|decoder)/layers/', name) for name in specs):
-    raise ValueError(
-        'The checkpoint stores scanned layers (encoder/layers/…, as umT5 does); this '
-        'version reads per-layer checkpoints (encoder/layers_0/…) only. Save it with '
-        'scan_layers=False.'
-    )
   missing = [name for name in needed.values() if len(specs.get(name, ())) != 2]
   if missing:
     raise ValueError(

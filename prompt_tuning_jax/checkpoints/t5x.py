@@ -6,11 +6,13 @@ the large ones, placeholders that name a zarr array in a directory beside it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.serialization
@@ -26,6 +28,8 @@ from prompt_tuning_jax.checkpoints.source import Checkpoint, Weights
 
 _VERSION = 3
 _INDEX_FILE = 'checkpoint'
+# 'encoder/encoder/mlp/wo/kernel', but not 'encoder/encoder_norm/scale'.
+_SCANNED = re.compile(r'(encoder|decoder)/\1/(.+)')
 
 
 def read_t5x(
@@ -67,6 +71,7 @@ def read_t5x(
   def read(name: str) -> np.ndarray:
     return _read_store(stores[name]) if name in stores else np.asarray(leaves[name])
 
+  specs, read = _unscanned(specs, read)
   prompt_names = [name for name in specs if 'prompt' in name.split('/')]
   model_specs = {name: spec for name, spec in specs.items() if name not in prompt_names}
   weights = Weights(model_specs, read)
@@ -88,6 +93,48 @@ def read_t5x(
       prompts=Weights({name: specs[name] for name in prompt_names}, read),
       step=int(optimizer.get('state', {}).get('step', 0)),
   )
+
+
+def _unscanned(
+    specs: Mapping[str, jax.ShapeDtypeStruct], read: Callable[[str], np.ndarray]
+) -> tuple[dict[str, jax.ShapeDtypeStruct], Callable[[str], np.ndarray]]:
+  """Per-layer names and arrays for a checkpoint whose layers are stacked, as umT5's are.
+
+  T5X's scalable_t5 writes `encoder/encoder/attention/query/kernel` [d_model, L, heads,
+  d_kv]: the layers on the second axis, and heads apart from d_kv.
+  """
+  places: dict[str, tuple[str, int | None]] = {}
+  per_layer: dict[str, jax.ShapeDtypeStruct] = {}
+  for name, spec in specs.items():
+    match = _SCANNED.fullmatch(name)
+    if match is None or len(spec.shape) < 2:
+      places[name], per_layer[name] = (name, None), spec
+      continue
+    stack, rest = match.groups()
+    shape = _joined(name, spec.shape[:1] + spec.shape[2:])
+    for layer in range(spec.shape[1]):
+      layer_name = f'{stack}/layers_{layer}/{rest}'
+      places[layer_name] = name, layer
+      per_layer[layer_name] = jax.ShapeDtypeStruct(shape, spec.dtype)
+
+  # The layers of an array are asked for one after the other.
+  read_once = functools.lru_cache(maxsize=1)(read)
+
+  def read_layer(layer_name: str) -> np.ndarray:
+    name, layer = places[layer_name]
+    if layer is None:
+      return read(name)
+    return read_once(name)[:, layer].reshape(per_layer[layer_name].shape)
+
+  return per_layer, read_layer
+
+
+def _joined(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape of an attention kernel with heads and d_kv as one axis."""
+  if len(shape) != 3:
+    return shape
+  first, second, third = shape
+  return (first * second, third) if name.endswith('/out/kernel') else (first, second * third)
 
 
 def _read_index(path: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def write_t5x(folder: Path, flat: dict, step: int = 7, version: int = 3) -> Path
     store = 'target.' + name.replace('/', '.')
     metadata = {
         'shape': list(array.shape),
-        'chunks': [-(-array.shape[0] // 2), array.shape[1]],
+        'chunks': [-(-array.shape[0] // 2), *array.shape[1:]],
         'dtype': 'bfloat16' if array.dtype.name == 'bfloat16' else array.dtype.str,
         'compressor': {'id': 'gzip', 'level': 1},
     }
@@ -122,6 +122,26 @@ def write_t5x(folder: Path, flat: dict, step: int = 7, version: int = 3) -> Path
   }
   (folder / 'checkpoint').write_bytes(flax.serialization.msgpack_serialize(index))
   return folder
+
+
+def scanned(flat: dict, config: T5Config) -> dict:
+  """The arrays as T5X's scalable_t5 keeps them: layers on axis 1, heads apart from d_kv."""
+  heads = (config.num_heads, config.d_kv)
+  stacked: dict[str, list] = {}
+  for name, array in flat.items():
+    stack, *rest = name.split('/')
+    if not rest[0].startswith('layers_'):
+      stacked[name] = array
+      continue
+    if rest[-2] in ('query', 'key', 'value'):
+      array = array.reshape(-1, *heads)
+    elif rest[-2] == 'out':
+      array = array.reshape(*heads, -1)
+    stacked.setdefault('/'.join([stack, stack, *rest[1:]]), []).append(array)
+  return {
+      name: np.stack(arrays, 1) if isinstance(arrays, list) else arrays
+      for name, arrays in stacked.items()
+  }
 
 
 def train_vocabulary(path: Path, text: str = 'a small vocabulary of letters') -> Vocabulary:

@@ -259,6 +259,27 @@ def test_a_shard_outside_the_folder_is_refused(tensors, tmp_path):
     hf.read_hf(folder)
 
 
+def test_umt5_has_a_bias_in_every_layer(tmp_path):
+  config = samples.CONFIGS['bias in every layer']
+  tensors = samples.hf_tensors(config, samples.random_params(config))
+  description = samples.hf_description(config, model_type='umt5')
+  checkpoint = hf.read_hf(samples.write_hf(tmp_path / 'umt5', description, tensors))
+  assert checkpoint.config == config
+  name = 'encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight'
+  np.testing.assert_array_equal(
+      checkpoint.weights['encoder/layers_1/relpos_bias/rel_embedding'], tensors[name].T
+  )
+
+
+@pytest.mark.parametrize('said', [None, True])
+def test_mt5_never_scales_its_outputs(said, tmp_path):
+  tensors = samples.hf_tensors(TIED, samples.random_params(TIED))
+  description = samples.hf_description(TIED, model_type='mt5', scale_decoder_outputs=said)
+  checkpoint = hf.read_hf(samples.write_hf(tmp_path / 'mt5', description, tensors))
+  assert checkpoint.config.tied_embeddings
+  assert not checkpoint.config.scale_decoder_outputs
+
+
 @pytest.mark.parametrize('form', ['hf_bin', 'hf_bin_sharded', 'hf_sharded', 'hf_v5saved'])
 @pytest.mark.parametrize('model', ['t5v11', 't5v10'])
 def test_every_recorded_form_holds_the_same_model(golden, model, form):

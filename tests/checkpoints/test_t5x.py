@@ -1,5 +1,6 @@
 """T5X checkpoint directories: a real one, and every way one may be broken."""
 
+import dataclasses
 import json
 import shutil
 
@@ -68,6 +69,21 @@ def test_bfloat16_arrays_are_read_as_bfloat16(flat, tmp_path):
   for name, array in rounded.items():
     assert weights[name].dtype == weights.specs[name].dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(weights[name], array)
+
+
+def test_scanned_layers_are_read_as_layers(tmp_path):
+  config = dataclasses.replace(TINY_CONFIG, relpos_per_layer=True)
+  flat = names.flatten_to_t5x(samples.random_params(config), config)
+  stored = samples.scanned(flat, config)
+  assert stored['encoder/encoder/attention/query/kernel'].shape == (
+      config.d_model, config.num_encoder_layers, config.num_heads, config.d_kv
+  )
+  checkpoint = t5x.read_t5x(samples.write_t5x(tmp_path / 'scanned', stored))
+  assert checkpoint.config == config
+  assert set(checkpoint.weights) == set(flat)
+  for name, array in flat.items():
+    assert checkpoint.weights.specs[name].shape == array.shape
+    np.testing.assert_array_equal(checkpoint.weights[name], array)
 
 
 def test_a_prompt_inside_is_kept_aside(flat, tmp_path):
