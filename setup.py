@@ -67,7 +67,7 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
-        'hf': ['huggingface_hub', 'peft', 'torch', 'transformers'],
+        'hf': ['huggingface_hub', 'peft', 'protobuf', 'torch', 'transformers'],
         'notebooks': ['ipykernel', 'matplotlib', 'nbclient', 'nbformat'],
         'test': ['build', 'matplotlib', 'pytest'],
     },

@@ -71,6 +71,12 @@ _COMMANDS = {
         "Writes the best state of a run, or CHECKPOINT_PATH's, as the artifact "
         'PROMPT_FILE. `train` does so by itself when it ends.',
     ),
+    'convert': _Command(
+        "a backbone from one format into another: T5X, Hugging Face, the library's own",
+        'Reads the backbone INITIAL_CHECKPOINT_PATH, whatever its format, and writes it to '
+        'OUTPUT_DIR in OUTPUT_FORMAT. The numbers stay the same to the bit, unless '
+        'OUTPUT_DTYPE changes them.',
+    ),
     'pretrain': _Command(
         'span corruption on text files: a new backbone',
         'Trains a T5 from fresh weights on TEXT_FILES or any mixture (COMPONENTS) and '

@@ -1,4 +1,4 @@
-"""Reading Hugging Face folders of T5, mT5 and umT5: config.json and weights, in one file or sharded.
+"""Hugging Face folders of T5, mT5 and umT5, read and written: config.json and weights, in one file or sharded.
 
 The traps of the format are handled here and nowhere else: transformers 5 writes
 `tie_word_embeddings: true` for untied models too, so what the file holds decides;
@@ -7,8 +7,11 @@ old Hub files carry a relative bias in the first cross-attention that no model u
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,8 +20,15 @@ import numpy as np
 
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names
-from prompt_tuning_jax.checkpoints.source import Checkpoint, Weights, open_safetensors
+from prompt_tuning_jax.checkpoints.source import (
+    Checkpoint,
+    Weights,
+    directory_written_whole,
+    open_safetensors,
+    write_safetensors,
+)
 from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
+from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 _EMBEDDING = 'shared.weight'
 _OUTPUT = 'lm_head.weight'
@@ -102,6 +112,146 @@ def read_hf(directory: str | os.PathLike[str]) -> Checkpoint:
       weights=Weights(specs, read),
       manifest=description,
   )
+
+
+def write_hf(
+    directory: str | os.PathLike[str],
+    config: T5Config,
+    weights: Weights,
+    vocabulary: Vocabulary | None = None,
+    *,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+  """Writes a Hugging Face T5 folder that transformers 4 and 5 load alike.
+
+  One array is held at a time. An output layer of its own is written as such, with
+  `tie_word_embeddings: false`, which is what makes transformers 4 look for it.
+
+  Args:
+    directory: where to; it must not exist yet.
+    config: the architecture.
+    weights: the arrays under their per-layer T5X names.
+    vocabulary: copied as spiece.model; None leaves it out.
+    shard_bytes: most bytes in one file of weights.
+
+  Raises:
+    ValueError: if the weights do not fit `config`, or Hugging Face has no such T5.
+    FileExistsError: if there is something at `directory`.
+    OSError: if it cannot be written; nothing is left behind.
+  """
+  names.check_shapes(weights, config, 'The model to write')
+  stored = _under_hf_names(config, weights)
+  with directory_written_whole(directory) as unfinished:
+    _write_json(unfinished, 'config.json', _describe(config, stored))
+    shards = _shards(stored, shard_bytes)
+    for file, held in shards.items():
+      part = Weights({name: stored.specs[name] for name in held}, stored.__getitem__)
+      write_safetensors(os.path.join(unfinished, file), part, {'format': 'pt'})
+    if len(shards) > 1:
+      where = {name: file for file, held in shards.items() for name in held}
+      total = {'total_size': sum(_num_bytes(spec) for spec in stored.specs.values())}
+      index = {'metadata': total, 'weight_map': where}
+      _write_json(unfinished, 'model.safetensors.index.json', index)
+    if vocabulary is not None:
+      shutil.copyfile(vocabulary.path, os.path.join(unfinished, 'spiece.model'))
+      _write_json(unfinished, 'tokenizer_config.json', _describe_tokenizer(vocabulary))
+
+
+def _under_hf_names(config: T5Config, weights: Weights) -> Weights:
+  entries = {entry.hf: entry for entry in names.entries(config)}
+  if config.tied_embeddings and not config.scale_decoder_outputs:
+    # transformers 4 scales what is tied: the table is written again, as the output layer.
+    embedding = entries[_EMBEDDING]
+    entries[_OUTPUT] = dataclasses.replace(embedding, hf=_OUTPUT)
+  specs = {}
+  for name, entry in entries.items():
+    spec = weights.specs[entry.t5x]
+    shape = spec.shape[::-1] if entry.transposed else spec.shape
+    specs[name] = jax.ShapeDtypeStruct(shape, spec.dtype)
+
+  def read(name: str) -> np.ndarray:
+    array = weights[entries[name].t5x]
+    return array.T if entries[name].transposed else array
+
+  return Weights(specs, read)
+
+
+def _describe(config: T5Config, stored: Weights) -> dict[str, Any]:
+  """config.json for the model."""
+  activation = next(
+      (name for name, known in _ACTIVATIONS.items() if known == config.mlp_activations), None
+  )
+  if activation is None:
+    raise ValueError(
+        f'A T5 with the activations {config.mlp_activations} cannot be written as a Hugging '
+        f'Face model, which knows {", ".join(map(str, _ACTIVATIONS.values()))}.'
+    )
+  scaled = config.tied_embeddings and config.scale_decoder_outputs
+  model_type = 'umt5' if config.relpos_per_layer else 't5'
+  return {
+      'architectures': [f'{model_type.upper()}ForConditionalGeneration'],
+      'model_type': model_type,
+      'is_encoder_decoder': True,
+      'vocab_size': config.vocab_size,
+      'd_model': config.d_model,
+      'd_kv': config.d_kv,
+      'd_ff': config.d_ff,
+      'num_heads': config.num_heads,
+      'num_layers': config.num_encoder_layers,
+      'num_decoder_layers': config.num_decoder_layers,
+      'feed_forward_proj': activation,
+      'relative_attention_num_buckets': config.relpos_buckets,
+      'relative_attention_max_distance': config.relpos_max_distance,
+      'layer_norm_epsilon': _EPSILON,
+      'dropout_rate': 0.1,
+      'tie_word_embeddings': scaled,
+      'scale_decoder_outputs': scaled,
+      'pad_token_id': Vocabulary.pad_id,
+      'eos_token_id': Vocabulary.eos_id,
+      'decoder_start_token_id': Vocabulary.pad_id,
+      'torch_dtype': stored.specs[_EMBEDDING].dtype.name,
+  }
+
+
+def _describe_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+  sentinels = [f'<extra_id_{i}>' for i in range(vocabulary.extra_ids)]
+  return {
+      'tokenizer_class': 'T5Tokenizer',
+      'extra_ids': vocabulary.extra_ids,
+      'additional_special_tokens': sentinels,
+      'pad_token': '<pad>',
+      'eos_token': '</s>',
+      'unk_token': '<unk>',
+  }
+
+
+def _shards(stored: Weights, shard_bytes: int) -> dict[str, list[str]]:
+  """Names of the arrays by the file that holds them."""
+  groups: list[list[str]] = [[]]
+  size = 0
+  for name, spec in stored.specs.items():
+    if groups[-1] and size + _num_bytes(spec) > shard_bytes:
+      groups.append([])
+      size = 0
+    groups[-1].append(name)
+    size += _num_bytes(spec)
+  if len(groups) == 1:
+    return {'model.safetensors': groups[0]}
+  count = len(groups)
+  return {
+      f'model-{number:05}-of-{count:05}.safetensors': group
+      for number, group in enumerate(groups, start=1)
+  }
+
+
+def _num_bytes(spec: jax.ShapeDtypeStruct) -> int:
+  return math.prod(spec.shape) * spec.dtype.itemsize
+
+
+def _write_json(directory: str, name: str, content: Mapping[str, Any]) -> None:
+  with open(os.path.join(directory, name), 'w', encoding='utf-8') as file:
+    json.dump(content, file, indent=2, ensure_ascii=False)
+    file.write('\n')
 
 
 def _check_description(description: Mapping[str, Any], directory: str) -> None:

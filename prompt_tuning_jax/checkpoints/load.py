@@ -64,15 +64,11 @@ def load_backbone(
   """
   for label, value in (('dtype', dtype), ('param_dtype', param_dtype)):
     if value is not None:
-      _check_dtype(label, value)
-  path = _find(where)
-  checkpoint = _open(path, max_distance)
+      check_dtype(label, value)
+  path = find(where)
+  checkpoint = open_checkpoint(path, max_distance)
   config = checkpoint.config
-  if not isinstance(vocabulary, Vocabulary):
-    vocabulary = _find_vocabulary(checkpoint, vocabulary)
-  if vocabulary is not None:
-    _check_recorded(vocabulary, checkpoint)
-    native.check_vocabulary(vocabulary, config.vocab_size)
+  vocabulary = vocabulary_of(checkpoint, vocabulary)
   held_as = jnp.dtype(param_dtype or dtype)
 
   def load_params() -> PyTree:
@@ -107,7 +103,8 @@ def packaged_names() -> list[str]:
   return sorted(path.name for path in _ZOO.iterdir() if native.is_native(path))
 
 
-def _check_dtype(label: str, dtype: Any) -> None:
+def check_dtype(label: str, dtype: Any) -> None:
+  """Raises ValueError unless `dtype`, called `label`, is one that weights may have."""
   try:
     name = jnp.dtype(dtype).name
   except TypeError:
@@ -121,8 +118,13 @@ def _check_dtype(label: str, dtype: Any) -> None:
     raise ValueError(f'{label} is {name}; it may be {" or ".join(_DTYPES)}.')
 
 
-def _find(where: str | os.PathLike[str]) -> str:
-  """The directory meant by `where`."""
+def find(where: str | os.PathLike[str]) -> str:
+  """The directory meant by a path or the name of a packaged model.
+
+  Raises:
+    FileNotFoundError: if there is none; the message names the nearest.
+    ValueError: if `where` is a file, or is not on this machine.
+  """
   if where in packaged_names():
     return str(_ZOO / where)
   text = os.path.expanduser(os.fspath(where))
@@ -166,8 +168,13 @@ def _siblings(path: Path) -> list[str]:
     return []
 
 
-def _open(path: str, max_distance: int | None) -> Checkpoint:
-  """Opens the directory with the reader its files call for."""
+def open_checkpoint(path: str, max_distance: int | None = None) -> Checkpoint:
+  """Opens a directory with the reader its files call for.
+
+  Raises:
+    FileNotFoundError: if a file of it is missing.
+    ValueError: if the format is unknown or not supported, or files are damaged.
+  """
   held = set(os.listdir(path))
   if native.is_native(path):
     return _with_distance(native.read_native(path), max_distance)
@@ -201,6 +208,23 @@ def _with_distance(checkpoint: Checkpoint, max_distance: int | None) -> Checkpoi
         f'{recorded}. Leave it out: only T5X checkpoints do not record it.'
     )
   return checkpoint
+
+
+def vocabulary_of(
+    checkpoint: Checkpoint, given: Vocabulary | str | os.PathLike[str] | None = None
+) -> Vocabulary | None:
+  """The vocabulary given, or the one beside the weights, if it can be the model's.
+
+  Raises:
+    FileNotFoundError, ValueError: if it is missing or damaged, is not the recorded one, or
+      has more ids than the embedding has rows.
+  """
+  if not isinstance(given, Vocabulary):
+    given = _find_vocabulary(checkpoint, given)
+  if given is not None:
+    _check_recorded(given, checkpoint)
+    native.check_vocabulary(given, checkpoint.config.vocab_size)
+  return given
 
 
 def _find_vocabulary(

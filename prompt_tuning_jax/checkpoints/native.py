@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names
@@ -27,12 +27,14 @@ from prompt_tuning_jax.checkpoints.source import (
     Checkpoint,
     Weights,
     canonical_json,
+    cast,
     file_sha256,
     fingerprint,
     library_version,
     open_safetensors,
     plain,
     sibling,
+    write_safetensors,
 )
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import PyTree
@@ -75,26 +77,48 @@ def save_backbone(
     FileExistsError: if a model of another format is there.
     OSError: if it cannot be written; what was there before is unchanged.
   """
-  target = os.path.realpath(directory)
   if dtype not in _DTYPES:
     raise ValueError(
         f'A backbone is stored as {" or ".join(_DTYPES)}, but dtype={dtype!r} was asked '
         'for. T5 overflows in float16; bfloat16 takes the same space.'
+    )
+  flat = names.flatten_to_t5x(jax.device_get(params), config)
+  specs = {
+      name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in flat.items()
+  }
+  weights = cast(Weights(specs, flat.__getitem__), jnp.dtype(dtype))
+  write_native(directory, config, weights, vocabulary, metadata=metadata)
+
+
+def write_native(
+    directory: str | os.PathLike[str],
+    config: T5Config,
+    weights: Weights,
+    vocabulary: Vocabulary | None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """`save_backbone` for weights by their per-layer T5X names, one array held at a time.
+
+  They are stored in their own type, which must be float32 or bfloat16.
+  """
+  target = os.path.realpath(directory)
+  names.check_shapes(weights, config, 'The model to write')
+  dtypes = {spec.dtype.name for spec in weights.specs.values()}
+  if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
+    raise ValueError(
+        f'A backbone is stored as {" or ".join(_DTYPES)}, but its arrays are '
+        f'{", ".join(sorted(dtypes))}. Name one dtype for all of them.'
     )
   if vocabulary is not None:
     check_vocabulary(vocabulary, config.vocab_size)
   _check_replaceable(target)
   metadata = plain(metadata or {})
   canonical_json(metadata)  # What JSON cannot hold is refused before anything is written.
-  flat = names.flatten_to_t5x(jax.device_get(params), config)
-  arrays = {
-      name: np.ascontiguousarray(array, dtype=jnp.dtype(dtype))
-      for name, array in flat.items()
-  }
   unfinished = sibling(target, 'tmp')
   try:
     os.makedirs(unfinished)
-    _write_files(unfinished, config, arrays, vocabulary, dtype, metadata)
+    _write_files(unfinished, config, weights, vocabulary, metadata)
     _move_into_place(unfinished, target)
   except (OSError, safetensors.SafetensorError) as error:
     raise OSError(
@@ -108,13 +132,12 @@ def save_backbone(
 def _write_files(
     directory: str,
     config: T5Config,
-    arrays: dict[str, np.ndarray],
+    weights: Weights,
     vocabulary: Vocabulary | None,
-    dtype: str,
     metadata: dict[str, Any],
 ) -> None:
   weights_path = os.path.join(directory, WEIGHTS_FILE)
-  safetensors.numpy.save_file(arrays, weights_path)
+  write_safetensors(weights_path, weights)
   described = {
       'format': FORMAT,
       'format_version': FORMAT_VERSION,
@@ -122,12 +145,12 @@ def _write_files(
       'architecture': plain(dataclasses.asdict(config)),
       'weights': {
           'file': WEIGHTS_FILE,
-          'dtype': dtype,
-          'parameters': sum(array.size for array in arrays.values()),
+          'dtype': next(iter(weights.specs.values())).dtype.name,
+          'parameters': sum(math.prod(spec.shape) for spec in weights.specs.values()),
           'sha256': file_sha256(weights_path),
       },
       'vocabulary': None,
-      'fingerprint': fingerprint(arrays),
+      'fingerprint': fingerprint(weights),
       'metadata': metadata,
   }
   if vocabulary is not None:

@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ _STORED_DTYPES = {
     'F16': np.dtype(np.float16),
     'BF16': np.dtype(ml_dtypes.bfloat16),
 }
+_STORED_NAMES = {dtype: name for name, dtype in _STORED_DTYPES.items()}
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -126,6 +129,48 @@ def open_safetensors(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, s
   return Weights(specs, file.get_tensor), metadata
 
 
+def cast(weights: Weights, dtype: np.typing.DTypeLike | None) -> Weights:
+  """The same weights in another floating-point type, each cast when it is read.
+
+  None keeps every array's own type.
+  """
+  if dtype is None:
+    return weights
+  dtype = np.dtype(dtype)
+  specs = {
+      name: jax.ShapeDtypeStruct(spec.shape, dtype) for name, spec in weights.specs.items()
+  }
+  return Weights(specs, lambda name: weights[name].astype(dtype, copy=False))
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], weights: Weights, metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes weights as one safetensors file, reading and holding one array at a time.
+
+  The safetensors package writes arrays that are in memory together; a model may not fit.
+  """
+  header: dict[str, Any] = {'__metadata__': dict(metadata)} if metadata else {}
+  end = 0
+  for name, spec in weights.specs.items():
+    start, end = end, end + math.prod(spec.shape) * spec.dtype.itemsize
+    header[name] = {
+        'dtype': _STORED_NAMES[spec.dtype],
+        'shape': list(spec.shape),
+        'data_offsets': [start, end],
+    }
+  encoded = json.dumps(header, separators=(',', ':')).encode()
+  encoded += b' ' * (-len(encoded) % 8)  # The numbers start on a multiple of 8 bytes.
+  with open(path, 'wb') as file:
+    file.write(len(encoded).to_bytes(8, 'little'))
+    file.write(encoded)
+    for name, spec in weights.specs.items():
+      array = np.ascontiguousarray(weights[name])
+      if (array.shape, array.dtype) != (spec.shape, spec.dtype):
+        raise ValueError(f'{name} is {array.dtype} {array.shape}, not as announced {spec}.')
+      file.write(array.reshape(-1).view(np.uint8))
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
   """sha256 of a file, in hexadecimal."""
   with open(path, 'rb') as file:
@@ -191,6 +236,38 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
   finally:
     with contextlib.suppress(OSError):
       os.remove(unfinished)
+
+
+@contextlib.contextmanager
+def directory_written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
+  """Gives a temporary directory beside `path`, which becomes `path` if all goes well.
+
+  Raises:
+    FileExistsError: if something is at `path`, unless it is an empty directory.
+    OSError: if it cannot be written; nothing is left behind.
+  """
+  path = os.path.realpath(path)
+  if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+    raise FileExistsError(
+        f'{path} exists already and is not overwritten. Name another directory, or remove '
+        'that one.'
+    )
+  unfinished = sibling(path, 'tmp')
+  try:
+    os.makedirs(unfinished)
+    yield unfinished
+    for folder, _, names in os.walk(unfinished):
+      for name in names:
+        with open(os.path.join(folder, name), 'rb') as file:
+          os.fsync(file.fileno())
+    os.replace(unfinished, path)
+  except OSError as error:
+    raise OSError(
+        f'Could not write {path}: {error}. Nothing is left of it; check free space and '
+        'permissions.'
+    ) from error
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sibling(path: str, purpose: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading T5X version-3 checkpoint directories without T5X.
+"""T5X version-3 checkpoint directories, read and written without T5X.
 
 A checkpoint is a Flax msgpack file `checkpoint`, which holds small arrays and, for
 the large ones, placeholders that name a zarr array in a directory beside it.
@@ -19,15 +19,22 @@ import flax.serialization
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import msgpack
 import numpy as np
 import tensorstore
 
+from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names
-from prompt_tuning_jax.checkpoints.source import Checkpoint, Weights
+from prompt_tuning_jax.checkpoints.source import (
+    Checkpoint,
+    Weights,
+    directory_written_whole,
+)
 
 _VERSION = 3
 _INDEX_FILE = 'checkpoint'
+_CHUNK_BYTES = 64 * 1024 * 1024  # before compression
 # 'encoder/encoder/mlp/wo/kernel', but not 'encoder/encoder_norm/scale'.
 _SCANNED = re.compile(r'(encoder|decoder)/\1/(.+)')
 
@@ -93,6 +100,77 @@ def read_t5x(
       prompts=Weights({name: specs[name] for name in prompt_names}, read),
       step=int(optimizer.get('state', {}).get('step', 0)),
   )
+
+
+def write_t5x(
+    directory: str | os.PathLike[str], config: T5Config, weights: Weights, *, step: int = 0
+) -> None:
+  """Writes a T5X version-3 checkpoint directory, without an optimiser's state.
+
+  Matrices become zarr arrays and vectors lie in the index, as in T5X's own checkpoints.
+  One array is held at a time.
+
+  Args:
+    directory: where to, customarily `…/checkpoint_<step>`; it must not exist yet.
+    config: the architecture. Activations and the maximal relative distance are not in a
+      T5X checkpoint but in the gin file that goes with it.
+    weights: the arrays under their per-layer T5X names.
+    step: training step to record.
+
+  Raises:
+    ValueError: if the weights do not fit `config`, or T5X has no such model.
+    FileExistsError: if there is something at `directory`.
+    OSError: if it cannot be written; nothing is left behind.
+  """
+  names.check_shapes(weights, config, 'The model to write')
+  if config.tied_embeddings and not config.scale_decoder_outputs:
+    raise ValueError(
+        'T5X scales the output of a tied T5 by 1/sqrt(d_model), which this model does not: '
+        "T5X would compute other logits with its weights. Write it as 'hf' or 'native'."
+    )
+  with directory_written_whole(directory) as unfinished:
+    leaves = {}
+    for name, spec in weights.specs.items():
+      array = np.ascontiguousarray(weights[name])
+      if len(spec.shape) < 2 or name.endswith('/rel_embedding'):
+        leaves[name] = array
+        continue
+      folder = f'target.{name.replace("/", ".")}'
+      metadata = _write_store(os.path.join(unfinished, folder), array)
+      # The driver that T5X looks for; the path is relative to the index.
+      kvstore = {'driver': 'gfile', 'path': folder}
+      leaves[name] = {'driver': 'zarr', 'kvstore': kvstore, 'metadata': metadata}
+    index = {
+        'version': _VERSION,
+        'optimizer': {
+            'state': {'step': np.int32(step), 'param_states': {}},
+            'target': flax.traverse_util.unflatten_dict(leaves, sep='/'),
+        },
+    }
+    with open(os.path.join(unfinished, _INDEX_FILE), 'wb') as file:
+      file.write(flax.serialization.msgpack_serialize(index))
+
+
+def _write_store(store: str, array: np.ndarray) -> dict[str, Any]:
+  """Writes a zarr array and returns what the index says of it."""
+  row_bytes = array.itemsize * math.prod(array.shape[1:])
+  rows = min(max(_CHUNK_BYTES // row_bytes, 1), array.shape[0])
+  is_bfloat16 = array.dtype == ml_dtypes.bfloat16
+  metadata = {
+      'shape': list(array.shape),
+      'chunks': [rows, *array.shape[1:]],
+      'dtype': 'bfloat16' if is_bfloat16 else array.dtype.newbyteorder('<').str,
+      'compressor': {'id': 'gzip', 'level': 1},
+  }
+  spec = {
+      'driver': 'zarr',
+      'kvstore': {'driver': 'file', 'path': store},
+      'metadata': metadata,
+      # A chunk of zeros is a file too: a missing one is an error, not zeros.
+      'store_data_equal_to_fill_value': True,
+  }
+  tensorstore.open(spec, create=True).result().write(array).result()
+  return metadata
 
 
 def _unscanned(

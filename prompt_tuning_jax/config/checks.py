@@ -19,6 +19,7 @@ import jax
 
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.data import buckets, cache
 from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
 from prompt_tuning_jax.data.virtual_tokens import as_placement
@@ -173,6 +174,16 @@ def _check_export(
   _check_checkpoint(checkpoint_path)
 
 
+def _check_convert(
+    *, where: str, format: str, dtype: str | None = None, **others: Any
+) -> None:
+  del others
+  _check_choice('OUTPUT_FORMAT', format, convert.FORMATS)
+  if dtype is not None:
+    load.check_dtype('OUTPUT_DTYPE', dtype)
+  load.find(where)
+
+
 def _check_pretrain(
     *,
     components: Sequence[Any],
@@ -201,6 +212,7 @@ _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'evaluate': _check_evaluate,
     'infer': _check_infer,
     'export': _check_export,
+    'convert': _check_convert,
     'pretrain': _check_pretrain,
     'adapt': _check_pretrain,
 }

@@ -232,6 +232,14 @@ MACROS: Mapping[str, Macro] = {
     ),
     'EVAL_OUTPUT_DIR': Macro('folder for metrics and predictions', "'/tmp/eval'", _TEXT, True),
     'INFER_OUTPUT_DIR': Macro('folder for the answers', "'/tmp/infer'", _TEXT, True),
+    'OUTPUT_DIR': Macro('folder for the converted backbone', "'/tmp/t5_hf'", _TEXT),
+    'OUTPUT_FORMAT': Macro("'native' (ours), 'hf' (Hugging Face) or 't5x'", "'hf'", _TEXT),
+    'OUTPUT_DTYPE': Macro(
+        "type of the converted weights: 'float32' or 'bfloat16'; None keeps theirs",
+        "'bfloat16'",
+        _TEXT,
+        True,
+    ),
     'CACHE_DIR': Macro(
         'folder of tokenised tasks', "'~/.cache/prompt_tuning_jax'", _TEXT, True
     ),

@@ -52,6 +52,7 @@ _COMMANDS: Mapping[str, str] = {
     'evaluate': 'commands:evaluate',
     'infer': 'commands:infer',
     'export': 'export:export',
+    'convert': 'checkpoints.convert:convert',
 }
 
 # Whose functions gin knows by their full names.

@@ -179,7 +179,7 @@ def test_saving_again_replaces_the_model_and_keeps_its_card(saved, vocabulary):
   assert os.listdir(saved.parent) == ['model']
 
 
-@pytest.mark.parametrize('failing', ['save_file', 'copyfile', 'replace'])
+@pytest.mark.parametrize('failing', ['write_safetensors', 'copyfile', 'replace'])
 def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(
     saved, params, vocabulary, failing, monkeypatch
 ):
@@ -194,8 +194,8 @@ def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(
       full()
     replace(old, new)
 
-  if failing == 'save_file':
-    monkeypatch.setattr(safetensors.numpy, 'save_file', full)
+  if failing == 'write_safetensors':
+    monkeypatch.setattr(native, 'write_safetensors', full)
   elif failing == 'copyfile':
     monkeypatch.setattr('shutil.copyfile', full)
   else:
