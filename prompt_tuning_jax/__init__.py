@@ -17,11 +17,12 @@ __version__ = '0.1.0'
 
 if TYPE_CHECKING:
   from prompt_tuning_jax import initializers
-  from prompt_tuning_jax.artifact import load_prompt, save_prompt
+  from prompt_tuning_jax.artifact import save_prompt
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.evaluation.evaluate import evaluate
   from prompt_tuning_jax.evaluation.infer import generate, rank
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+  from prompt_tuning_jax.prompt_files import load_prompt
   from prompt_tuning_jax.training.step import loss_and_grad
   from prompt_tuning_jax.training.train import train
   from prompt_tuning_jax.typing import Batch, Injection
@@ -36,7 +37,7 @@ _MODULES = {
     'generate': 'evaluation.infer',
     'rank': 'evaluation.infer',
     'loss_and_grad': 'training.step',
-    'load_prompt': 'artifact',
+    'load_prompt': 'prompt_files',
     'save_prompt': 'artifact',
     'Injection': 'typing',
     'Batch': 'typing',

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 FORMAT = 'prompt_tuning_jax.prompt'
 FORMAT_VERSION = 1
-_NPY_MAGIC = b'\x93NUMPY'
 _KV_FIELDS = ('encoder_kv', 'decoder_kv', 'cross_kv')
 
 
@@ -244,37 +243,18 @@ def save_prompt(
   fields['library_version'] = library_version()
   prompt = Prompt(injection, Manifest(**fields))
   prompt.save(path)
-  return load_prompt(path)
+  return load_artifact(path)
 
 
-def load_prompt(path: str | os.PathLike[str]) -> Prompt:
-  """Reads a prompt: an artifact of this library, or the original's `.npy` [P, D].
-
-  A `.npy` file carries no manifest: only its width can be checked against a backbone.
+def load_artifact(path: str | os.PathLike[str]) -> Prompt:
+  """Reads an artifact; `prompt_files.load_prompt` reads other forms of a prompt as well.
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if it is damaged, not a prompt, empty, of a newer version, a pickle
-      (which is never opened), or holds numbers that are not finite.
+    ValueError: if it is damaged, not an artifact, of a newer version, or holds numbers
+      that are not finite.
   """
   path = os.fspath(path)
-  if not os.path.isfile(path):
-    raise FileNotFoundError(_not_a_file(path))
-  with open(path, 'rb') as file:
-    start = file.read(9)
-  if start.startswith(_NPY_MAGIC):
-    return _load_npy(path)
-  # The length of a safetensors header may begin like a pickle; a brace follows it.
-  is_pickle = start[:1] == b'\x80' and start[8:] not in (b'', b'{')
-  if is_pickle or path.endswith('.npy'):
-    raise ValueError(
-        f'{path} is not an array in .npy format; it may be a Python pickle, which could '
-        'run any code and is never opened. Save the prompt with numpy.save(path, array).'
-    )
-  return _load_artifact(path)
-
-
-def _load_artifact(path: str) -> Prompt:
   stored, metadata = open_safetensors(path)
   try:
     described = json.loads(metadata['manifest'])
@@ -320,52 +300,15 @@ def _load_artifact(path: str) -> Prompt:
           if f'{name}/keys' in arrays
       },
   )
-  _check_numbers(arrays, path)
+  check_numbers(arrays, path)
   return Prompt(injection, manifest, source=path)
-
-
-def _load_npy(path: str) -> Prompt:
-  try:
-    # Mapping the file refuses objects, and headers that claim more than it holds.
-    array = np.array(np.load(path, mmap_mode='r', allow_pickle=False))
-  except (ValueError, OSError, EOFError, OverflowError) as error:
-    raise ValueError(
-        f'{path} cannot be read as an array ({error}). If it holds Python objects, they '
-        'are a pickle, which could run any code and is never opened; else it was probably '
-        'cut off. Save the prompt again with numpy.save(path, array).'
-    ) from error
-  if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-    raise ValueError(
-        f'{path} holds an array of shape {list(array.shape)} and type {array.dtype}; a '
-        'prompt is [prompt length, d_model] of floating-point numbers.'
-    )
-  with np.errstate(over='ignore'):  # What float32 cannot hold is refused below.
-    array = array.astype(np.float32)
-  _check_numbers({'virtual_embeddings': array}, path)
-  injection = Injection(virtual_embeddings=jnp.asarray(array))
-  return Prompt(injection, Manifest(num_virtual_tokens=len(array)), source=path)
-
-
-def _not_a_file(path: str) -> str:
-  if os.path.isdir(path):
-    return (
-        f'{path} is a directory; a prompt is one file: an artifact of this library '
-        '(.safetensors), or an array of the original code (.npy).'
-    )
-  folder, name = os.path.split(path)
-  try:
-    near = difflib.get_close_matches(name, os.listdir(folder or '.'), n=1)
-  except OSError:
-    return f'No prompt {path}: there is no directory {folder}.'
-  hint = f' Did you mean {os.path.join(folder, near[0])}?' if near else ''
-  return f'No prompt {path}: there is no such file.{hint}'
 
 
 def _check_own(injection: Injection, manifest: Manifest) -> None:
   arrays = _arrays(injection)
   if not arrays:
     raise ValueError('The injection is empty: there is no prompt to save.')
-  _check_numbers(arrays, 'The injection to save')
+  check_numbers(arrays, 'The injection to save')
   rows = injection.virtual_embeddings
   if rows is not None and rows.shape[:-1] != (manifest.num_virtual_tokens,):
     raise ValueError(
@@ -377,7 +320,7 @@ def _check_own(injection: Injection, manifest: Manifest) -> None:
     injection.check(manifest.backbone_spec)
 
 
-def _check_numbers(arrays: Mapping[str, np.ndarray], what: str) -> None:
+def check_numbers(arrays: Mapping[str, np.ndarray], what: str) -> None:
   """Refuses what would answer with confidence and mean nothing."""
   for name, array in arrays.items():
     if array.size == 0:

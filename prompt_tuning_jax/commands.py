@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config import checks
 from prompt_tuning_jax.config.building import vocabulary_of
@@ -24,6 +23,7 @@ from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.export import restore_run
 from prompt_tuning_jax.jsonl import write_jsonl
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import trainable as trainable_lib
 
 # Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
@@ -79,7 +79,7 @@ def evaluate(
   """
   prompt, params, step = None, None, None
   if prompt_file:
-    prompt = artifact.load_prompt(prompt_file)
+    prompt = load_prompt(prompt_file)
     feature_lengths = feature_lengths or prompt.manifest.feature_lengths or None
   elif checkpoint_path:
     run = restore_run(
@@ -153,7 +153,7 @@ def infer(
         'answers.',
         stacklevel=2,
     )
-  prompt = artifact.load_prompt(prompt_file) if prompt_file else None
+  prompt = load_prompt(prompt_file) if prompt_file else None
   shared = dict(placement=placement, batch_size=batch_size or _BATCH_SIZE)
   if choices is not None:
     found = [

@@ -44,9 +44,10 @@ def demo(model_dir: str | None = None) -> None:
 
   _heading('Before training')
   plain = evaluate(backbone, None, test, batch_size=128)
+  start = method.init(jax.random.key(kwargs['random_seed']), backbone.spec)
   untrained = evaluate(
       backbone,
-      method.apply(method.init(jax.random.key(kwargs['random_seed']), backbone.spec), backbone.spec),
+      method.apply(start, backbone.spec),
       test,
       batch_size=128,
       feature_lengths=kwargs['feature_lengths'],

@@ -158,7 +158,7 @@ def from_file(path: str | os.PathLike[str]) -> Initializer:
   Raises:
     ValueError, FileNotFoundError: if the file is missing, damaged or holds no soft prompt.
   """
-  from prompt_tuning_jax.artifact import load_prompt  # It depends on checkpoints/.
+  from prompt_tuning_jax.prompt_files import load_prompt  # It depends on checkpoints/.
 
   prompt_PD = load_prompt(path).injection.virtual_embeddings
   if prompt_PD is None:

@@ -11,11 +11,11 @@ import pytest
 
 import prompt_tuning_jax
 from prompt_tuning_jax import cli
-from prompt_tuning_jax.artifact import load_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.config import registry
 from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training.loop import Interrupted
 from tests import saved_backbone
 

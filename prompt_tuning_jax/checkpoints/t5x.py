@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.serialization
@@ -59,6 +59,45 @@ def read_t5x(
     ValueError: if the index is cut off or of another version, or shapes do not fit.
   """
   directory = os.fspath(directory)
+  arrays, step = _open(directory)
+  weights, prompts = _without_prompts(arrays)
+  config = names.config_from_shapes(
+      weights, relpos_max_distance=128 if max_distance is None else max_distance
+  )
+  if max_distance is None and config.relpos_buckets != 32:
+    raise ValueError(
+        f'{directory} has {config.relpos_buckets} buckets of relative position, not '
+        "T5's 32, and a T5X checkpoint does not say up to which distance they reach. "
+        'Give max_distance (relative_attention_max_distance in its gin file).'
+    )
+  names.check_shapes(weights, config, directory)
+  return Checkpoint(
+      format='t5x',
+      path=directory,
+      config=config,
+      weights=weights,
+      prompts=prompts,
+      step=step,
+  )
+
+
+def read_prompts(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
+  """The prompts in a T5X checkpoint of a prompt-tuned run by name, and its step.
+
+  Raises:
+    FileNotFoundError, ValueError: as `read_t5x`.
+  """
+  arrays, step = _open(os.fspath(directory))
+  return _without_prompts(arrays)[1], step
+
+
+def is_t5x(directory: str | os.PathLike[str]) -> bool:
+  """Whether a directory looks like a T5X checkpoint."""
+  return os.path.isfile(os.path.join(directory, _INDEX_FILE))
+
+
+def _open(directory: str) -> tuple[Weights, int]:
+  """All arrays of a checkpoint by their per-layer names, and its step."""
   index_path = os.path.join(directory, _INDEX_FILE)
   optimizer = _read_index(index_path)
   leaves = flax.traverse_util.flatten_dict(
@@ -78,28 +117,15 @@ def read_t5x(
   def read(name: str) -> np.ndarray:
     return _read_store(stores[name]) if name in stores else np.asarray(leaves[name])
 
-  specs, read = _unscanned(specs, read)
-  prompt_names = [name for name in specs if 'prompt' in name.split('/')]
-  model_specs = {name: spec for name, spec in specs.items() if name not in prompt_names}
-  weights = Weights(model_specs, read)
-  config = names.config_from_shapes(
-      weights, relpos_max_distance=128 if max_distance is None else max_distance
-  )
-  if max_distance is None and config.relpos_buckets != 32:
-    raise ValueError(
-        f'{directory} has {config.relpos_buckets} buckets of relative position, not '
-        "T5's 32, and a T5X checkpoint does not say up to which distance they reach. "
-        'Give max_distance (relative_attention_max_distance in its gin file).'
-    )
-  names.check_shapes(weights, config, directory)
-  return Checkpoint(
-      format='t5x',
-      path=directory,
-      config=config,
-      weights=weights,
-      prompts=Weights({name: specs[name] for name in prompt_names}, read),
-      step=int(optimizer.get('state', {}).get('step', 0)),
-  )
+  step = int(optimizer.get('state', {}).get('step', 0))
+  return _unscanned(Weights(specs, read)), step
+
+
+def _without_prompts(arrays: Weights) -> tuple[Weights, Weights]:
+  """The model's arrays, and those that belong to a prompt."""
+  prompts = {n: spec for n, spec in arrays.specs.items() if 'prompt' in n.split('/')}
+  model = {n: spec for n, spec in arrays.specs.items() if n not in prompts}
+  return Weights(model, arrays.__getitem__), Weights(prompts, arrays.__getitem__)
 
 
 def write_t5x(
@@ -173,9 +199,7 @@ def _write_store(store: str, array: np.ndarray) -> dict[str, Any]:
   return metadata
 
 
-def _unscanned(
-    specs: Mapping[str, jax.ShapeDtypeStruct], read: Callable[[str], np.ndarray]
-) -> tuple[dict[str, jax.ShapeDtypeStruct], Callable[[str], np.ndarray]]:
+def _unscanned(arrays: Weights) -> Weights:
   """Per-layer names and arrays for a checkpoint whose layers are stacked, as umT5's are.
 
   T5X's scalable_t5 writes `encoder/encoder/attention/query/kernel` [d_model, L, heads,
@@ -183,7 +207,7 @@ def _unscanned(
   """
   places: dict[str, tuple[str, int | None]] = {}
   per_layer: dict[str, jax.ShapeDtypeStruct] = {}
-  for name, spec in specs.items():
+  for name, spec in arrays.specs.items():
     match = _SCANNED.fullmatch(name)
     if match is None or len(spec.shape) < 2:
       places[name], per_layer[name] = (name, None), spec
@@ -196,15 +220,15 @@ def _unscanned(
       per_layer[layer_name] = jax.ShapeDtypeStruct(shape, spec.dtype)
 
   # The layers of an array are asked for one after the other.
-  read_once = functools.lru_cache(maxsize=1)(read)
+  read_once = functools.lru_cache(maxsize=1)(arrays.__getitem__)
 
   def read_layer(layer_name: str) -> np.ndarray:
     name, layer = places[layer_name]
     if layer is None:
-      return read(name)
+      return arrays[name]
     return read_once(name)[:, layer].reshape(per_layer[layer_name].shape)
 
-  return per_layer, read_layer
+  return Weights(per_layer, read_layer)
 
 
 def _joined(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,13 +17,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.data import buckets, cache
 from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.state_saving import StateSaver, nothing_saved, run_and_step
@@ -56,7 +56,7 @@ def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
   """
   backbone = kwargs.get('backbone')
   if kwargs.get('prompt_file'):
-    prompt = artifact.load_prompt(kwargs['prompt_file'])
+    prompt = load_prompt(kwargs['prompt_file'])
     if backbone is not None:
       prompt.injection.check(backbone.spec)
   split = 'train' if command == 'train' else kwargs.get('split')
@@ -242,7 +242,7 @@ def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def _check_prompt_file(path: str | None) -> None:
-  if path and not os.path.isfile(path):
+  if path and not os.path.exists(path):
     raise FileNotFoundError(
         f'PROMPT_FILE: there is no file {path}. Name an artifact, such as the '
         'prompt.safetensors in the folder of a run, or a .npy prompt.'

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tqdm
 
-from prompt_tuning_jax.artifact import Prompt, load_prompt
+from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.cache import load_task_or_mixture
@@ -31,6 +31,7 @@ from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.typing import Injection, PyTree
 
 # What stands for a prompt: one that is loaded, the path of one, its arrays, or nothing.

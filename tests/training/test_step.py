@@ -83,7 +83,8 @@ def test_microbatches_change_nothing(tiny, factor):
     )
     results.append(train_step(state, frozen, _batch()))
   for state, metrics in results[1:]:
-    assert_close(state.trainable['prompt']['prompt'], results[0][0].trainable['prompt']['prompt'], 1e-5)
+    expected = results[0][0].trainable['prompt']['prompt']
+    assert_close(state.trainable['prompt']['prompt'], expected, 1e-5)
     assert_close(metrics['loss'], results[0][1]['loss'], 1e-6)
     assert_close(metrics['gradient_norm'], results[0][1]['gradient_norm'], 1e-5)
 

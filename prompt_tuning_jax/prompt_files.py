@@ -1,0 +1,109 @@
+"""Reading a prompt in whatever form people keep one: `load_prompt(path)`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning_jax import peft
+from prompt_tuning_jax.artifact import Manifest, Prompt, check_numbers, load_artifact
+from prompt_tuning_jax.checkpoints import t5x
+from prompt_tuning_jax.typing import Injection
+
+_NPY_MAGIC = b'\x93NUMPY'
+_FORMS = (
+    'an artifact of this library (.safetensors), an array [P, D] of the original code '
+    "(.npy), a PEFT adapter's directory, or a T5X checkpoint directory with a prompt"
+)
+
+
+def load_prompt(path: str | os.PathLike[str]) -> Prompt:
+  """Reads an artifact, a `.npy` array [P, D], a PEFT adapter or a T5X checkpoint's prompt.
+
+  Only an artifact says all that there is to know of a prompt. Of the others, what can be
+  checked against a backbone is their shape.
+
+  Args:
+    path: an artifact of this library, or a `.npy` file of the original code; or the
+      directory of a PEFT adapter, or of a T5X checkpoint of a prompt-tuned run.
+
+  Raises:
+    FileNotFoundError: if there is no such file or directory.
+    ValueError: if it is damaged, not a prompt, empty, of a newer version, a pickle
+      (which is never opened), or holds numbers that are not finite.
+  """
+  path = os.fspath(path)
+  if os.path.isdir(path):
+    return _load_directory(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(_not_found(path))
+  with open(path, 'rb') as file:
+    start = file.read(9)
+  if start.startswith(_NPY_MAGIC):
+    return _load_npy(path)
+  # The length of a safetensors header may begin like a pickle; a brace follows it.
+  is_pickle = start[:1] == b'\x80' and start[8:] not in (b'', b'{')
+  if is_pickle or path.endswith('.npy'):
+    raise ValueError(
+        f'{path} is not an array in .npy format; it may be a Python pickle, which could '
+        'run any code and is never opened. Save the prompt with numpy.save(path, array).'
+    )
+  return load_artifact(path)
+
+
+def _load_directory(path: str) -> Prompt:
+  if peft.is_adapter(path):
+    return peft.load_adapter(path)
+  if not t5x.is_t5x(path):
+    raise FileNotFoundError(f'{path} is a directory, but no prompt. A prompt is {_FORMS}.')
+  prompts, step = t5x.read_prompts(path)
+  matrices = [name for name, array in prompts.specs.items() if len(array.shape) == 2]
+  if len(matrices) != 1 or not matrices[0].startswith('encoder/'):
+    raise ValueError(
+        f'{path} holds {", ".join(prompts) or "no prompt"}. A prompt is read from a T5X '
+        'checkpoint that holds one of the encoder, such as encoder/prompt/prompt/prompt '
+        '[P, D].'
+    )
+  array = np.asarray(prompts[matrices[0]], np.float32)
+  return _soft_prompt(array, path, f'{path}: {matrices[0]}', step=step)
+
+
+def _load_npy(path: str) -> Prompt:
+  try:
+    # Mapping the file refuses objects, and headers that claim more than it holds.
+    array = np.array(np.load(path, mmap_mode='r', allow_pickle=False))
+  except (ValueError, OSError, EOFError, OverflowError) as error:
+    raise ValueError(
+        f'{path} cannot be read as an array ({error}). If it holds Python objects, they '
+        'are a pickle, which could run any code and is never opened; else it was probably '
+        'cut off. Save the prompt again with numpy.save(path, array).'
+    ) from error
+  if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+    raise ValueError(
+        f'{path} holds an array of shape {list(array.shape)} and type {array.dtype}; a '
+        'prompt is [prompt length, d_model] of floating-point numbers.'
+    )
+  with np.errstate(over='ignore'):  # What float32 cannot hold is refused below.
+    array = array.astype(np.float32)
+  return _soft_prompt(array, path, path)
+
+
+def _soft_prompt(
+    array: np.ndarray, path: str, what: str, *, step: int | None = None
+) -> Prompt:
+  check_numbers({'virtual_embeddings': array}, what)
+  injection = Injection(virtual_embeddings=jnp.asarray(array))
+  return Prompt(injection, Manifest(num_virtual_tokens=len(array), step=step), source=path)
+
+
+def _not_found(path: str) -> str:
+  folder, name = os.path.split(path)
+  try:
+    near = difflib.get_close_matches(name, os.listdir(folder or '.'), n=1)
+  except OSError:
+    return f'No prompt {path}: there is no directory {folder}.'
+  hint = f' Did you mean {os.path.join(folder, near[0])}?' if near else ''
+  return f'No prompt {path}: there is no such file.{hint}'
