@@ -35,11 +35,16 @@ _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 @dataclasses.dataclass(frozen=True)
 class _Command:
-  """A command: its line in the help, a longer text, and whether gin configures it."""
+  """A command: its line in the help, a longer text, and whether gin configures it.
+
+  Attributes:
+    gin_name: its name in gin where that is another; `import` is a statement there.
+  """
 
   summary: str
   description: str
   uses_gin: bool = True
+  gin_name: str = ''
 
 
 _COMMANDS = {
@@ -67,9 +72,16 @@ _COMMANDS = {
         'the order of the texts; a blank line is answered with a blank line.',
     ),
     'export': _Command(
-        "a saved state of a run as an artifact",
+        'a saved state of a run as an artifact; a prompt for PEFT or the original code',
         "Writes the best state of a run, or CHECKPOINT_PATH's, as the artifact "
-        'PROMPT_FILE. `train` does so by itself when it ends.',
+        'PROMPT_FILE. `train` does so by itself when it ends. EXPORT_PATH receives the '
+        'prompt as a PEFT adapter (a directory) or an array (a path that ends in .npy).',
+    ),
+    'import': _Command(
+        "a PEFT adapter, a .npy or a T5X checkpoint's prompt as an artifact",
+        'Writes the prompt at IMPORT_PATH as the artifact PROMPT_FILE, which records the '
+        'backbone INITIAL_CHECKPOINT_PATH that it belongs to.',
+        gin_name='import_prompt',
     ),
     'convert': _Command(
         "a backbone from one format into another: T5X, Hugging Face, the library's own",
@@ -162,7 +174,7 @@ def _main(argv: list[str]) -> int:
   if options.tfds_data_dir:
     bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')
   created_by = shlex.join(['prompt-tuning', *argv])
-  _run_configured(name, options, bindings, created_by)
+  _run_configured(_gin_name(name), options, bindings, created_by)
   return 0
 
 
@@ -317,10 +329,14 @@ def _general_help() -> str:
   return '\n'.join(lines)
 
 
+def _gin_name(name: str) -> str:
+  return _COMMANDS[name].gin_name or name
+
+
 def _macros_and_recipes(name: str) -> str:
   """What `runs/<name>.gin` reads and sets, and the recipes with their first lines."""
   root = config.gin_folder()
-  text = _with_includes(f'runs/{name}.gin')
+  text = _with_includes(f'runs/{_gin_name(name)}.gin')
   used = dict.fromkeys(re.findall(r'%([A-Z][A-Z_]+)', text))
   values = dict(re.findall(r'^([A-Z][A-Z_]+) = (.+?)\s*$', text, re.MULTILINE))
   lines = ['macros (--gin.NAME=VALUE), with their defaults:']

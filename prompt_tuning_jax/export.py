@@ -13,6 +13,7 @@ from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.prompt_files import export_prompt, load_prompt
 from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import (
     DamagedError,
@@ -160,30 +161,64 @@ def write_outcome(
 def export(
     *,
     backbone: Backbone,
-    checkpoint_path: str,
+    checkpoint_path: str | None,
     output: str,
     method: nn.Module | None,
     trainable: Any,
     best_metric: str | None = None,
     best_mode: str = 'max',
+    export_path: str | None = None,
+    base_model: str | None = None,
     created_by: str = 'prompt_tuning_jax.export',
 ) -> str:
-  """Writes a saved state of a run as what users keep: an artifact, or a backbone's folder.
+  """Writes a saved state of a run as what users keep, and a prompt for other programs.
 
   Args:
     backbone: the backbone the run started from.
-    checkpoint_path: a run's folder or one `checkpoint_<step>` in it.
+    checkpoint_path: a run's folder or one `checkpoint_<step>` in it; None where `output`
+      is there already and only `export_path` is to be written.
     output: where to write: a file for a prompt, a folder where the model was tuned. Of
       a run that tuned both, the backbone goes to the folder `backbone` beside the prompt.
     method: the run's prompt method; None for a run that tuned the model.
     trainable: the run's optimiser or labelling.
     best_metric: metric by which a run's best state is chosen.
     best_mode: 'max' or 'min'.
+    export_path: also write the prompt there as a PEFT adapter, or as an array if the path
+      ends in `.npy`.
+    base_model: the backbone's Hugging Face name, for the adapter.
     created_by: the command, for the manifest.
 
   Returns:
-    `output`.
+    What was written last.
   """
+  if checkpoint_path:
+    _export_run(
+        backbone,
+        checkpoint_path,
+        output,
+        method,
+        trainable,
+        best_metric=best_metric,
+        best_mode=best_mode,
+        created_by=created_by,
+    )
+  if export_path is None:
+    return output
+  export_prompt(load_prompt(output), export_path, backbone, base_model=base_model)
+  return export_path
+
+
+def _export_run(
+    backbone: Backbone,
+    checkpoint_path: str,
+    output: str,
+    method: nn.Module | None,
+    trainable: Any,
+    *,
+    best_metric: str | None,
+    best_mode: str,
+    created_by: str,
+) -> None:
   run = restore_run(
       checkpoint_path,
       backbone,
@@ -213,4 +248,3 @@ def export(
       backbone_path=backbone_path,
       created_by=created_by,
   )
-  return output

@@ -1,18 +1,32 @@
-"""Reading a prompt in whatever form people keep one: `load_prompt(path)`."""
+"""Prompts in whatever form people keep them: read, taken in as artifacts, and handed on."""
 
 from __future__ import annotations
 
 import difflib
 import os
+from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax import peft
-from prompt_tuning_jax.artifact import Manifest, Prompt, check_numbers, load_artifact
+from prompt_tuning_jax.artifact import (
+    Manifest,
+    Prompt,
+    check_numbers,
+    load_artifact,
+    save_prompt,
+)
 from prompt_tuning_jax.checkpoints import t5x
+from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.typing import Injection
 
+if TYPE_CHECKING:
+  from prompt_tuning_jax.backbones.backbone import Backbone
+
+# What an imported prompt's artifact keeps of what was known of it.
+_CARRIED_OVER = ('method', 'num_virtual_tokens', 'task', 'feature_lengths', 'metrics', 'step')
 _NPY_MAGIC = b'\x93NUMPY'
 _FORMS = (
     'an artifact of this library (.safetensors), an array [P, D] of the original code '
@@ -52,6 +66,78 @@ def load_prompt(path: str | os.PathLike[str]) -> Prompt:
         'run any code and is never opened. Save the prompt with numpy.save(path, array).'
     )
   return load_artifact(path)
+
+
+def import_prompt(
+    *,
+    backbone: Backbone,
+    import_path: str,
+    output: str,
+    created_by: str = 'prompt_tuning_jax.import_prompt',
+) -> Prompt:
+  """Writes a prompt in another form as an artifact that belongs to a backbone.
+
+  Args:
+    backbone: the model it was trained with. What is not an artifact does not say which
+      that was, so that only its shape can be checked.
+    import_path: what to read, as `load_prompt` takes it.
+    output: the artifact to write.
+    created_by: the command, for the manifest.
+
+  Returns:
+    The prompt as its artifact holds it.
+
+  Raises:
+    FileNotFoundError, ValueError, OSError: as `load_prompt`, `Prompt.check`, `save_prompt`.
+  """
+  prompt = load_prompt(import_path)
+  prompt.check(backbone)
+  known = {name: getattr(prompt.manifest, name) for name in _CARRIED_OVER}
+  return save_prompt(
+      output,
+      prompt.injection,
+      backbone=backbone,
+      placement=prompt.manifest.placement or 'prefix',
+      created_by=created_by,
+      **known,
+  )
+
+
+def export_prompt(
+    prompt: Prompt,
+    export_path: str | os.PathLike[str],
+    backbone: Backbone,
+    *,
+    base_model: str | None = None,
+) -> None:
+  """Writes a prompt for other programs.
+
+  Args:
+    prompt: the prompt.
+    export_path: a file that ends in `.npy` for the array [P, D] of the original code; any
+      other path becomes the directory of a PEFT adapter. It must not exist yet.
+    backbone: the model it belongs to.
+    base_model: that model's Hugging Face name, for the adapter.
+
+  Raises:
+    ValueError: if the prompt is of another model, or the form cannot express it.
+    FileExistsError, OSError: if it cannot be written.
+  """
+  export_path = os.fspath(export_path)
+  if not export_path.endswith('.npy'):
+    peft.save_adapter(export_path, prompt, backbone, base_model=base_model)
+    return
+  prompt.check(backbone)
+  rows_PD = prompt.injection.virtual_embeddings
+  if rows_PD is None or len(jax.tree.leaves(prompt.injection)) > 1:
+    raise ValueError(
+        f'{prompt.source or "The prompt"} is {prompt.injection}; a .npy file holds a soft '
+        'prompt [P, D] and nothing else. Keep the artifact.'
+    )
+  if os.path.lexists(export_path):
+    raise FileExistsError(f'{export_path} exists already and is not overwritten.')
+  with written_whole(export_path) as unfinished, open(unfinished, 'wb') as file:
+    np.save(file, np.asarray(rows_PD, np.float32))
 
 
 def _load_directory(path: str) -> Prompt:

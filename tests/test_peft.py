@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import load
 from prompt_tuning_jax.prompt_files import load_prompt
-from prompt_tuning_jax.typing import Injection
+from prompt_tuning_jax.typing import Batch, Injection
 from tests.checkpoints import torch_samples
+from tests.conftest import assert_close, prepend_virtual
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(5, 16)).astype(np.float32)
@@ -210,3 +212,29 @@ def test_an_adapter_is_not_written_over_another(backbone, tmp_path):
     peft.save_adapter(folder, soft_prompt(backbone), backbone)
   assert (folder / 'adapter_config.json').read_bytes() == before
   shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model', ['t5v11', 't5v10'])
+def test_peft_itself_computes_what_the_adapter_s_prompt_computes(model, golden, tmp_path):
+  torch = pytest.importorskip('torch', reason='needs the extra `hf`')
+  transformers = pytest.importorskip('transformers', reason='needs the extra `hf`')
+  theirs = pytest.importorskip('peft', reason='needs the extra `hf`')
+  backbone = load.load_backbone(golden / 'hf' / model / 'hf')
+  prompt = soft_prompt(backbone)
+  peft.save_adapter(tmp_path / 'a', prompt, backbone)
+  inputs = np.array([[5, 17, 30, 44, 9, 1], [7, 8, 1, 0, 0, 0]], np.int32)
+  decoder = np.array([[0, 12, 3], [0, 40, 9]], np.int32)
+  base = transformers.AutoModelForSeq2SeqLM.from_pretrained(golden / 'hf' / model / 'hf')
+  with torch.no_grad():
+    expected = theirs.PeftModel.from_pretrained(base, tmp_path / 'a').eval()(
+        input_ids=torch.tensor(inputs),
+        attention_mask=torch.tensor(inputs > 0).long(),
+        decoder_input_ids=torch.tensor(decoder),
+    ).logits.numpy()
+  ones = np.ones(decoder.shape, np.float32)
+  batch = prepend_virtual(
+      Batch(inputs, decoder, np.ones_like(decoder), ones), backbone.spec.vocab_size, 5
+  )
+  logits = jax.jit(backbone.module.apply)({'params': backbone.params}, batch, prompt.injection)
+  assert_close(logits, expected, 1e-5)

@@ -10,10 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prompt_tuning_jax.artifact import save_prompt
+from prompt_tuning_jax import cli
+from prompt_tuning_jax.artifact import Manifest, Prompt, save_prompt
 from prompt_tuning_jax.checkpoints import names
 from prompt_tuning_jax.checkpoints.load import load_backbone
-from prompt_tuning_jax.prompt_files import load_prompt
+from prompt_tuning_jax.prompt_files import export_prompt, import_prompt, load_prompt
 from prompt_tuning_jax.typing import Injection
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG
@@ -146,3 +147,79 @@ def test_a_t5x_checkpoint_without_one_prompt_of_the_encoder_is_refused(checkpoin
 def test_a_diverged_prompt_of_a_t5x_checkpoint_is_refused(checkpoint):
   with pytest.raises(ValueError, match='prompt/prompt/prompt is no usable prompt'):
     load_prompt(checkpoint(encoder=np.full_like(ROWS, np.nan)))
+
+
+@pytest.fixture
+def backbone(backbone_dir):
+  return load_backbone(backbone_dir)
+
+
+def forms(folder, backbone):
+  """The same prompt in each form that another program may have left it in."""
+  array = np.asarray(ROWS)
+  prompt = save_prompt(
+      folder / 'p.safetensors',
+      Injection(virtual_embeddings=array),
+      backbone=backbone,
+      method='SoftPrompt',
+      placement='prefix',
+      task='x',
+  )
+  export_prompt(prompt, folder / 'adapter', backbone)
+  export_prompt(prompt, folder / 'p.npy', backbone)
+  return [folder / 'p.safetensors', folder / 'adapter', folder / 'p.npy']
+
+
+def test_every_form_becomes_the_same_artifact_of_its_backbone(backbone, tmp_path):
+  for number, path in enumerate(forms(tmp_path, backbone)):
+    found = import_prompt(
+        backbone=backbone, import_path=str(path), output=str(tmp_path / f'{number}.safetensors')
+    )
+    np.testing.assert_array_equal(found.injection.virtual_embeddings, ROWS)
+    assert found.manifest.backbone_fingerprint == backbone.fingerprint
+    assert found.manifest.placement == 'prefix'
+    assert (found.length, found.manifest.num_virtual_tokens) == (5, 5)
+  artifact = load_prompt(tmp_path / '0.safetensors')
+  assert (artifact.manifest.task, artifact.manifest.method) == ('x', 'SoftPrompt')
+
+
+def test_a_prompt_of_another_width_is_not_imported(backbone, tmp_path):
+  np.save(tmp_path / 'p.npy', np.ones((5, 17), np.float32))
+  with pytest.raises(ValueError, match=r'p.npy does not fit .* shape \(5, 17\)'):
+    import_prompt(
+        backbone=backbone,
+        import_path=str(tmp_path / 'p.npy'),
+        output=str(tmp_path / 'p.safetensors'),
+    )
+  assert [path.name for path in tmp_path.iterdir()] == ['p.npy']
+
+
+def test_an_array_is_exported_whole_and_over_nothing(backbone, tmp_path):
+  prompt = Prompt(Injection(virtual_embeddings=ROWS), Manifest(num_virtual_tokens=5))
+  export_prompt(prompt, tmp_path / 'p.npy', backbone)
+  np.testing.assert_array_equal(np.load(tmp_path / 'p.npy'), ROWS)
+  with pytest.raises(FileExistsError, match='p.npy exists already'):
+    export_prompt(prompt, tmp_path / 'p.npy', backbone)
+  spec = backbone.spec
+  kv = np.ones((spec.num_decoder_layers, 5, spec.num_heads, spec.d_kv), np.float32)
+  prefix = Prompt(Injection(virtual_embeddings=ROWS, decoder_kv=(kv, kv)), Manifest())
+  with pytest.raises(ValueError, match='a .npy file holds a soft prompt .* and nothing else'):
+    export_prompt(prefix, tmp_path / 'q.npy', backbone)
+
+
+def test_the_commands_hand_a_prompt_to_peft_and_take_it_back(backbone_dir, tmp_path, capsys):
+  forms(tmp_path, load_backbone(backbone_dir))
+
+  def run(*argv):
+    model = f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}'
+    return cli.main([argv[0], model, *(f'--gin.{binding}' for binding in argv[1:])])
+
+  artifact, adapter = tmp_path / 'p.safetensors', tmp_path / 'other'
+  assert run('export', f'PROMPT_FILE={artifact}', f'EXPORT_PATH={adapter}') == 0
+  assert str(adapter) in capsys.readouterr().out
+  back = tmp_path / 'back.safetensors'
+  assert run('import', f'IMPORT_PATH={adapter}', f'PROMPT_FILE={back}') == 0
+  np.testing.assert_array_equal(load_prompt(back).injection.virtual_embeddings, ROWS)
+  assert load_prompt(back).manifest.created_by.startswith('prompt-tuning import')
+  assert run('export', f'PROMPT_FILE={artifact}') == 2
+  assert 'Neither CHECKPOINT_PATH' in capsys.readouterr().err

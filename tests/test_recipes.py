@@ -18,9 +18,9 @@ FILES = [name for name in config.packaged_files() if not name.startswith('runs/'
 pytestmark = pytest.mark.usefixtures('elsewhere')
 
 
-def test_there_are_recipes_models_methods_and_initializers():
+def test_there_are_files_of_every_kind():
   folders = {name.split('/')[0] for name in FILES}
-  assert folders == {'recipes', 'models', 'methods', 'initializers'}
+  assert folders == {'recipes', 'models', 'methods', 'initializers', 'mixtures'}
 
 
 def _header(recipe: str) -> str:
@@ -53,7 +53,7 @@ def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_pat
   command = _command(recipe)
   flags = [f'--gin_file={recipe}', f'--gin.MODEL_DIR={tmp_path}/run', '--dry_run']
   # A recipe may include another, so the texts of all of them are there.
-  text = ''.join((config.gin_folder() / name).read_text() for name in RECIPES)
+  text = ''.join((config.gin_folder() / name).read_text() for name in FILES)
   if command == 'adapt':
     flags.append('--gin.INITIAL_CHECKPOINT_PATH=' + saved_backbone.save(tmp_path / 'tiny'))
   for name in re.findall(r"'(nano_corpus/.+?)'", text):

@@ -165,13 +165,32 @@ def _check_infer(
 
 
 def _check_export(
-    *, checkpoint_path: str | None, output: str | None, **others: Any
+    *,
+    checkpoint_path: str | None,
+    output: str | None,
+    export_path: str | None = None,
+    **others: Any,
 ) -> None:
   del others
-  for name, value in (('CHECKPOINT_PATH', checkpoint_path), ('PROMPT_FILE', output)):
-    if not value:
-      raise ValueError(f'{name} is {value!r}, but export needs it. Set --gin.{name}=PATH.')
-  _check_checkpoint(checkpoint_path)
+  if not output:
+    raise ValueError(
+        f'PROMPT_FILE is {output!r}, but export needs it: the artifact to write, or the one '
+        'that goes to EXPORT_PATH. Set --gin.PROMPT_FILE=PATH.'
+    )
+  if checkpoint_path:
+    _check_checkpoint(checkpoint_path)
+  elif export_path:
+    _check_prompt_file(output)
+  else:
+    raise ValueError(
+        'Neither CHECKPOINT_PATH (a run to make an artifact of) nor EXPORT_PATH (where the '
+        'artifact PROMPT_FILE goes in another form) is set; export needs one of them.'
+    )
+
+
+def _check_import(*, backbone: Backbone, import_path: str, **others: Any) -> None:
+  del others
+  load_prompt(import_path).injection.check(backbone.spec)
 
 
 def _check_convert(
@@ -212,6 +231,7 @@ _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'evaluate': _check_evaluate,
     'infer': _check_infer,
     'export': _check_export,
+    'import_prompt': _check_import,
     'convert': _check_convert,
     'pretrain': _check_pretrain,
     'adapt': _check_pretrain,

@@ -227,6 +227,18 @@ MACROS: Mapping[str, Macro] = {
         _TEXT,
         True,
     ),
+    'EXPORT_PATH': Macro(
+        "where a prompt goes for other programs: a PEFT adapter's directory, or a .npy file",
+        "'/tmp/adapter'",
+        _TEXT,
+        True,
+    ),
+    'IMPORT_PATH': Macro(
+        "a prompt in another form: a PEFT adapter's directory, a .npy file, or a T5X "
+        'checkpoint',
+        "'/tmp/adapter'",
+        _TEXT,
+    ),
     'CHECKPOINT_PATH': Macro(
         "a run's folder, or one checkpoint_<step> in it", "'/tmp/run'", _TEXT, True
     ),

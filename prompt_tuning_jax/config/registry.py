@@ -52,6 +52,7 @@ _COMMANDS: Mapping[str, str] = {
     'evaluate': 'commands:evaluate',
     'infer': 'commands:infer',
     'export': 'export:export',
+    'import_prompt': 'prompt_files:import_prompt',
     'convert': 'checkpoints.convert:convert',
 }
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prompt_tuning_jax.artifact import load_prompt
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.export import export, restore_run
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax import initializers
-from prompt_tuning_jax.artifact import load_prompt
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data import cache
