@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
-from prompt_tuning_jax.checkpoints import hf, names, native, t5x
+from prompt_tuning_jax.checkpoints import hf, hub, names, native, t5x
 from prompt_tuning_jax.checkpoints.source import Checkpoint, fingerprint
+from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import PyTree
 
@@ -36,13 +37,16 @@ def load_backbone(
 ) -> Backbone:
   """A pretrained backbone from a directory, or a packaged one by name.
 
-  The format is told from the files: the library's own layout, a Hugging Face folder
-  (safetensors, in one file or sharded), or a T5X version-3 checkpoint directory.
-  Shapes are checked now; weights are read when `.params` is first used.
+  The format is told from the files: the library's own layout, a Hugging Face folder of a
+  T5, mT5 or umT5 (safetensors or `.bin`, in one file or sharded), or a T5X version-3
+  checkpoint directory. Shapes are checked now; weights are read when `.params` is first
+  used.
 
   Args:
-    where: a directory, or the name of a packaged model such as 'nano' (a directory
-      of that name here is './nano').
+    where: a directory; a T5X checkpoint in a bucket (`gs://…`); the name of a packaged
+      model such as 'nano' (a directory of that name here is './nano'); or that of a
+      published one, T5X's ('t5_1_1_lm100k_base') or the Hugging Face hub's
+      ('google/t5-base-lm-adapt'), which is downloaded once.
     dtype: type of the computation, 'float32' or 'bfloat16'.
     param_dtype: type the weights are held in; `dtype` unless named. A model whose
       weights will be trained in bfloat16 arithmetic should hold them in float32.
@@ -119,28 +123,42 @@ def check_dtype(label: str, dtype: Any) -> None:
 
 
 def find(where: str | os.PathLike[str]) -> str:
-  """The directory meant by a path or the name of a packaged model.
+  """The directory meant by a path or a name; a published model is downloaded.
 
   Raises:
     FileNotFoundError: if there is none; the message names the nearest.
-    ValueError: if `where` is a file, or is not on this machine.
+    ValueError: if `where` is a file.
+    OSError: if a published model cannot be fetched.
   """
   if where in packaged_names():
     return str(_ZOO / where)
   text = os.path.expanduser(os.fspath(where))
   if os.path.isdir(text):
     return text.rstrip('/') or '/'
-  if '://' in text:
-    raise ValueError(
-        f'{text} is not on this machine, and remote checkpoints are not read directly. '
-        f'Copy it first (for gs://: gsutil -m cp -r {text} .) and name the copy.'
-    )
+  if is_remote(text):
+    return text.rstrip('/')
   if os.path.isfile(text):
     raise ValueError(
         f'{text} is a file; a backbone is a directory. Name the one that holds it: '
         f'{os.path.dirname(text) or "."}'
     )
+  if is_elsewhere(text):
+    return hub.fetch(hub.repository(text))
   raise FileNotFoundError(_not_found(text))
+
+
+def is_elsewhere(where: str | os.PathLike[str]) -> bool:
+  """Whether it takes a network to find a backbone: one in a bucket, or on the hub.
+
+  What looks like `owner/model`, but begins with a folder of this machine, is a path.
+  """
+  text = os.path.expanduser(os.fspath(where))
+  if is_remote(text):
+    return True
+  if text in packaged_names() or os.path.exists(text) or hub.repository(text) is None:
+    return False
+  folder = os.path.dirname(text)
+  return not folder or not os.path.isdir(folder)
 
 
 def _not_found(text: str) -> str:
@@ -148,12 +166,13 @@ def _not_found(text: str) -> str:
   path = Path(text)
   near = [str(path.parent / name) for name in _near(path.name, _siblings(path))]
   if len(path.parts) == 1:
-    near = list(dict.fromkeys(_near(text, known) + near))
+    near = list(dict.fromkeys(_near(text, [*known, *hub.PUBLISHED]) + near))
   hint = f' Did you mean {" or ".join(near)}?' if near else ''
   return (
       f'No backbone {text!r}: there is no such directory, and no packaged model of that '
       f'name.{hint} Packaged: {", ".join(known) or "none"}. Else name a directory that '
-      'holds a T5X checkpoint, a Hugging Face model, or a backbone saved by this library.'
+      'holds a T5X checkpoint, a Hugging Face model, or a backbone saved by this library; '
+      'or a published model (t5_1_1_lm100k_base, google/t5-base-lm-adapt, …).'
   )
 
 
@@ -175,6 +194,8 @@ def open_checkpoint(path: str, max_distance: int | None = None) -> Checkpoint:
     FileNotFoundError: if a file of it is missing.
     ValueError: if the format is unknown or not supported, or files are damaged.
   """
+  if is_remote(path):
+    return t5x.read_t5x(path, max_distance=max_distance)
   held = set(os.listdir(path))
   if native.is_native(path):
     return _with_distance(native.read_native(path), max_distance)

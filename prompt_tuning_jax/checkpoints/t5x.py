@@ -31,6 +31,7 @@ from prompt_tuning_jax.checkpoints.source import (
     Weights,
     directory_written_whole,
 )
+from prompt_tuning_jax.checkpoints.storage import Folder
 
 _VERSION = 3
 _INDEX_FILE = 'checkpoint'
@@ -45,7 +46,7 @@ def read_t5x(
   """Opens a T5X checkpoint directory; weights are read on demand.
 
   Args:
-    directory: `…/checkpoint_<step>`.
+    directory: `…/checkpoint_<step>`, on this machine or in a bucket (`gs://…`).
     max_distance: maximal relative distance of the attention bias, which is not in
       the checkpoint. May be left out for T5's 32 buckets, which go with 128.
 
@@ -87,7 +88,7 @@ def read_prompts(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
   Raises:
     FileNotFoundError, ValueError: as `read_t5x`.
   """
-  arrays, step = _open(os.fspath(directory))
+  arrays, step = _open(directory)
   return _without_prompts(arrays)[1], step
 
 
@@ -96,10 +97,11 @@ def is_t5x(directory: str | os.PathLike[str]) -> bool:
   return os.path.isfile(os.path.join(directory, _INDEX_FILE))
 
 
-def _open(directory: str) -> tuple[Weights, int]:
+def _open(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
   """All arrays of a checkpoint by their per-layer names, and its step."""
-  index_path = os.path.join(directory, _INDEX_FILE)
-  optimizer = _read_index(index_path)
+  folder = Folder(directory)
+  index_path = folder.path(_INDEX_FILE)
+  optimizer = _read_index(folder)
   leaves = flax.traverse_util.flatten_dict(
       optimizer['target'], sep='/', is_leaf=lambda _, node: _is_placeholder(node)
   )
@@ -107,15 +109,17 @@ def _open(directory: str) -> tuple[Weights, int]:
   stores: dict[str, str] = {}
   for name, leaf in leaves.items():
     if _is_placeholder(leaf):
-      stores[name] = os.path.join(directory, _folder(leaf, name, index_path))
-      specs[name] = _check_store(stores[name], leaf['metadata'])
+      stores[name] = _store_name(leaf, name, index_path)
+      specs[name] = _check_store(folder, stores[name], leaf['metadata'])
     elif hasattr(leaf, 'shape'):
       specs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     else:
       raise ValueError(f'{index_path}: {name} is neither an array nor names one: {leaf!r}')
 
   def read(name: str) -> np.ndarray:
-    return _read_store(stores[name]) if name in stores else np.asarray(leaves[name])
+    if name in stores:
+      return _read_store(folder, stores[name])
+    return np.asarray(leaves[name])
 
   step = int(optimizer.get('state', {}).get('step', 0))
   return _unscanned(Weights(specs, read)), step
@@ -239,12 +243,15 @@ def _joined(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   return (first * second, third) if name.endswith('/out/kernel') else (first, second * third)
 
 
-def _read_index(path: str) -> dict[str, Any]:
+def _read_index(folder: Folder) -> dict[str, Any]:
   """The tree under `optimizer` in the msgpack index."""
-  if not os.path.isfile(path):
-    raise FileNotFoundError(f'No file {path}: this is not a T5X checkpoint directory.')
-  with open(path, 'rb') as file:
-    packed = file.read()
+  path = folder.path(_INDEX_FILE)
+  try:
+    packed = folder.read(_INDEX_FILE)
+  except FileNotFoundError:
+    raise FileNotFoundError(
+        f'No file {path}: this is not a T5X checkpoint directory.'
+    ) from None
   try:
     index = flax.serialization.msgpack_restore(packed)
   except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
@@ -268,23 +275,24 @@ def _is_placeholder(node: Any) -> bool:
   return isinstance(node, dict) and {'driver', 'kvstore', 'metadata'} <= set(node)
 
 
-def _folder(leaf: Mapping[str, Any], name: str, index_path: str) -> str:
+def _store_name(leaf: Mapping[str, Any], name: str, index_path: str) -> str:
   """The directory of a zarr array, beside the index wherever that was moved."""
-  folder = os.path.basename(str(leaf['kvstore'].get('path', '')).rstrip('/'))
-  if leaf['driver'] != 'zarr' or folder in ('', '.', '..'):
+  store = os.path.basename(str(leaf['kvstore'].get('path', '')).rstrip('/'))
+  if leaf['driver'] != 'zarr' or store in ('', '.', '..'):
     raise ValueError(
         f'{index_path}: {name} is stored with driver {leaf["driver"]!r} at '
         f'{leaf["kvstore"]!r}; zarr arrays beside the index are read.'
     )
-  return folder
+  return store
 
 
-def _check_store(store: str, indexed: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
+def _check_store(
+    folder: Folder, store: str, indexed: Mapping[str, Any]
+) -> jax.ShapeDtypeStruct:
   """Shape and type of a zarr array all of whose chunks are there."""
-  metadata_path = os.path.join(store, '.zarray')
+  metadata_path = folder.path(store, '.zarray')
   try:
-    with open(metadata_path, encoding='utf-8') as file:
-      metadata = json.load(file)
+    metadata = json.loads(folder.read(store, '.zarray'))
     shape, chunks = tuple(metadata['shape']), metadata['chunks']
     dtype = jnp.dtype(metadata['dtype'])
     separator = metadata.get('dimension_separator', '.')
@@ -300,31 +308,26 @@ def _check_store(store: str, indexed: Mapping[str, Any]) -> jax.ShapeDtypeStruct
     ) from error
   if list(shape) != indexed.get('shape'):
     raise ValueError(
-        f'{store} has shape {list(shape)}, but the index beside it says '
+        f'{folder.path(store)} has shape {list(shape)}, but the index beside it says '
         f'{indexed.get("shape")}: they are of different checkpoints.'
     )
   counts = [math.ceil(n / chunk) for n, chunk in zip(shape, chunks)]
-  present = {
-      os.path.relpath(os.path.join(folder, name), store)
-      for folder, _, held in os.walk(store)
-      for name in held
-  }
   for position in itertools.product(*map(range, counts)):
     chunk = separator.join(map(str, position)) or '0'
-    if chunk not in present:
+    if f'{store}/{chunk}' not in folder.files:
       raise FileNotFoundError(
-          f'{os.path.join(store, chunk)} is missing, one of {math.prod(counts)} chunks of '
+          f'{folder.path(store, chunk)} is missing, one of {math.prod(counts)} chunks of '
           'the array: the checkpoint was not copied completely. Copy it again.'
       )
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _read_store(store: str) -> np.ndarray:
-  spec = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': store}}
+def _read_store(folder: Folder, store: str) -> np.ndarray:
+  spec = {'driver': 'zarr', 'kvstore': folder.spec(store)}
   try:
     return tensorstore.open(spec, open=True).result().read().result()
   except (ValueError, OSError) as error:
     raise ValueError(
-        f'{store} cannot be read ({error}). A chunk of it was probably cut off: copy the '
-        'checkpoint again.'
+        f'{folder.path(store)} cannot be read ({error}). A chunk of it was probably cut off: '
+        'copy the checkpoint again.'
     ) from error

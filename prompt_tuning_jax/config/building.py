@@ -49,6 +49,13 @@ def load_backbone(
     ValueError: if the model at `where` has other sizes than `config`; else as
       `checkpoints.load.load_backbone`.
   """
+  if _dry_run and load.is_elsewhere(where):
+    if config is None:
+      raise ValueError(
+          f'{where} is not on this machine, and a dry run downloads nothing: its sizes are '
+          'not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it first.'
+      )
+    return _absent(os.fspath(where), config)
   try:
     backbone = load.load_backbone(
         where, dtype=dtype, max_distance=max_distance, vocabulary=vocabulary, remat=remat

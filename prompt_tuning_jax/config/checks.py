@@ -200,7 +200,8 @@ def _check_convert(
   _check_choice('OUTPUT_FORMAT', format, convert.FORMATS)
   if dtype is not None:
     load.check_dtype('OUTPUT_DTYPE', dtype)
-  load.find(where)
+  if not load.is_elsewhere(where):
+    load.find(where)
 
 
 def _check_pretrain(

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.export import export, restore_run
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training.optimizers import adafactor, adamw
 from prompt_tuning_jax.training.train import train
 from tests.checkpoints.samples import assert_same_trees, flip_byte

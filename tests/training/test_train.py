@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax import initializers
-from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data import cache
@@ -24,6 +23,7 @@ from prompt_tuning_jax.data.tokenized_task import FORMAT
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.jsonl import read_jsonl
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training.optimizers import adafactor, adamw
 from prompt_tuning_jax.training.train import train
 from tests.checkpoints.samples import assert_same_trees
