@@ -18,7 +18,7 @@ from prompt_tuning_jax.artifact import (
     load_artifact,
     save_prompt,
 )
-from prompt_tuning_jax.checkpoints import t5x
+from prompt_tuning_jax.checkpoints import orbax, t5x
 from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.typing import Injection
 
@@ -143,9 +143,12 @@ def export_prompt(
 def _load_directory(path: str) -> Prompt:
   if peft.is_adapter(path):
     return peft.load_adapter(path)
-  if not t5x.is_t5x(path):
+  if orbax.is_orbax(path):
+    prompts, step = orbax.read_prompts(path)
+  elif t5x.is_t5x(path):
+    prompts, step = t5x.read_prompts(path)
+  else:
     raise FileNotFoundError(f'{path} is a directory, but no prompt. A prompt is {_FORMS}.')
-  prompts, step = t5x.read_prompts(path)
   matrices = [name for name, array in prompts.specs.items() if len(array.shape) == 2]
   if len(matrices) != 1 or not matrices[0].startswith('encoder/'):
     raise ValueError(

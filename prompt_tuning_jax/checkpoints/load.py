@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
-from prompt_tuning_jax.checkpoints import hf, hub, names, native, t5x
+from prompt_tuning_jax.checkpoints import hf, hub, names, native, orbax, t5x
 from prompt_tuning_jax.checkpoints.source import Checkpoint, fingerprint
 from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.data.vocabulary import Vocabulary
@@ -38,8 +38,8 @@ def load_backbone(
   """A pretrained backbone from a directory, or a packaged one by name.
 
   The format is told from the files: the library's own layout, a Hugging Face folder of a
-  T5, mT5 or umT5 (safetensors or `.bin`, in one file or sharded), or a T5X version-3
-  checkpoint directory. Shapes are checked now; weights are read when `.params` is first
+  T5, mT5 or umT5 (safetensors or `.bin`, in one file or sharded), or a T5X checkpoint
+  (version 3, or Orbax). Shapes are checked now; weights are read when `.params` is first
   used.
 
   Args:
@@ -201,13 +201,10 @@ def open_checkpoint(path: str, max_distance: int | None = None) -> Checkpoint:
     return _with_distance(native.read_native(path), max_distance)
   if 'config.json' in held:
     return _with_distance(hf.read_hf(path), max_distance)
-  if 'checkpoint' in held:
+  if orbax.is_orbax(path):
+    return orbax.read_orbax(path, max_distance=max_distance)
+  if t5x.is_t5x(path):
     return t5x.read_t5x(path, max_distance=max_distance)
-  if held & {'_METADATA', '_CHECKPOINT_METADATA', 'manifest.ocdbt', 'commit_success.txt'}:
-    raise ValueError(
-        f'{path} is an Orbax checkpoint directory, which this version does not read. Save '
-        'it as a T5X version-3 checkpoint (a directory with a file `checkpoint`).'
-    )
   inside = sorted(name for name in held if name.startswith('checkpoint_'))
   if inside:
     raise ValueError(

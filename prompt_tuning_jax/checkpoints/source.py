@@ -71,7 +71,7 @@ class Checkpoint:
   """A backbone on disk, in any format.
 
   Attributes:
-    format: `native`, `hf` or `t5x`.
+    format: `native`, `hf`, `t5x` or `orbax`.
     path: the directory.
     config: the architecture.
     weights: the arrays under their T5X names.

@@ -47,6 +47,12 @@ class Folder:
           'bucket: gs://… or s3://…'
       )
 
+  def ocdbt(self) -> Folder:
+    """The directory inside the OCDBT database that this one is (Orbax's, in few files)."""
+    inside = Folder(self.where)
+    inside._spec = {'driver': 'ocdbt', 'base': self.spec(), 'path': ''}
+    return inside
+
   def path(self, *parts: str) -> str:
     """Name of a file in it, for messages."""
     return posixpath.join(self.where, *parts)

@@ -7,8 +7,6 @@ the large ones, placeholders that name a zarr array in a directory beside it.
 from __future__ import annotations
 
 import functools
-import itertools
-import json
 import math
 import os
 import re
@@ -18,14 +16,13 @@ from typing import Any
 import flax.serialization
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import msgpack
 import numpy as np
 import tensorstore
 
 from prompt_tuning_jax.backbones.t5 import T5Config
-from prompt_tuning_jax.checkpoints import names
+from prompt_tuning_jax.checkpoints import names, zarr
 from prompt_tuning_jax.checkpoints.source import (
     Checkpoint,
     Weights,
@@ -61,7 +58,21 @@ def read_t5x(
   """
   directory = os.fspath(directory)
   arrays, step = _open(directory)
-  weights, prompts = _without_prompts(arrays)
+  return as_checkpoint(
+      directory, arrays, format='t5x', step=step, max_distance=max_distance
+  )
+
+
+def as_checkpoint(
+    directory: str, arrays: Weights, *, format: str, step: int | None, max_distance: int | None
+) -> Checkpoint:
+  """A checkpoint of the arrays that T5X keeps under `target`, by their T5X names.
+
+  Raises:
+    ValueError: if they are not of one T5, or need a `max_distance` that is not given.
+  """
+  arrays = _unscanned(arrays)
+  weights, prompts = without_prompts(arrays)
   config = names.config_from_shapes(
       weights, relpos_max_distance=128 if max_distance is None else max_distance
   )
@@ -73,7 +84,7 @@ def read_t5x(
     )
   names.check_shapes(weights, config, directory)
   return Checkpoint(
-      format='t5x',
+      format=format,
       path=directory,
       config=config,
       weights=weights,
@@ -89,7 +100,7 @@ def read_prompts(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
     FileNotFoundError, ValueError: as `read_t5x`.
   """
   arrays, step = _open(directory)
-  return _without_prompts(arrays)[1], step
+  return without_prompts(arrays)[1], step
 
 
 def is_t5x(directory: str | os.PathLike[str]) -> bool:
@@ -98,7 +109,7 @@ def is_t5x(directory: str | os.PathLike[str]) -> bool:
 
 
 def _open(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
-  """All arrays of a checkpoint by their per-layer names, and its step."""
+  """All arrays of a checkpoint by the names in its index, and its step."""
   folder = Folder(directory)
   index_path = folder.path(_INDEX_FILE)
   optimizer = _read_index(folder)
@@ -110,7 +121,13 @@ def _open(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
   for name, leaf in leaves.items():
     if _is_placeholder(leaf):
       stores[name] = _store_name(leaf, name, index_path)
-      specs[name] = _check_store(folder, stores[name], leaf['metadata'])
+      specs[name] = zarr.check_array(folder, stores[name])
+      if list(specs[name].shape) != leaf['metadata'].get('shape'):
+        raise ValueError(
+            f'{folder.path(stores[name])} has shape {list(specs[name].shape)}, but the index '
+            f'beside it says {leaf["metadata"].get("shape")}: they are of different '
+            'checkpoints.'
+        )
     elif hasattr(leaf, 'shape'):
       specs[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     else:
@@ -118,14 +135,14 @@ def _open(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
 
   def read(name: str) -> np.ndarray:
     if name in stores:
-      return _read_store(folder, stores[name])
+      return zarr.read_array(folder, stores[name])
     return np.asarray(leaves[name])
 
   step = int(optimizer.get('state', {}).get('step', 0))
-  return _unscanned(Weights(specs, read)), step
+  return Weights(specs, read), step
 
 
-def _without_prompts(arrays: Weights) -> tuple[Weights, Weights]:
+def without_prompts(arrays: Weights) -> tuple[Weights, Weights]:
   """The model's arrays, and those that belong to a prompt."""
   prompts = {n: spec for n, spec in arrays.specs.items() if 'prompt' in n.split('/')}
   model = {n: spec for n, spec in arrays.specs.items() if n not in prompts}
@@ -284,50 +301,3 @@ def _store_name(leaf: Mapping[str, Any], name: str, index_path: str) -> str:
         f'{leaf["kvstore"]!r}; zarr arrays beside the index are read.'
     )
   return store
-
-
-def _check_store(
-    folder: Folder, store: str, indexed: Mapping[str, Any]
-) -> jax.ShapeDtypeStruct:
-  """Shape and type of a zarr array all of whose chunks are there."""
-  metadata_path = folder.path(store, '.zarray')
-  try:
-    metadata = json.loads(folder.read(store, '.zarray'))
-    shape, chunks = tuple(metadata['shape']), metadata['chunks']
-    dtype = jnp.dtype(metadata['dtype'])
-    separator = metadata.get('dimension_separator', '.')
-  except FileNotFoundError:
-    raise FileNotFoundError(
-        f'{metadata_path} is missing: the checkpoint was not copied completely. Copy it '
-        'again.'
-    ) from None
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
-        f'{metadata_path} does not describe a zarr array ({error!r}); it was probably cut '
-        'off. Copy the checkpoint again.'
-    ) from error
-  if list(shape) != indexed.get('shape'):
-    raise ValueError(
-        f'{folder.path(store)} has shape {list(shape)}, but the index beside it says '
-        f'{indexed.get("shape")}: they are of different checkpoints.'
-    )
-  counts = [math.ceil(n / chunk) for n, chunk in zip(shape, chunks)]
-  for position in itertools.product(*map(range, counts)):
-    chunk = separator.join(map(str, position)) or '0'
-    if f'{store}/{chunk}' not in folder.files:
-      raise FileNotFoundError(
-          f'{folder.path(store, chunk)} is missing, one of {math.prod(counts)} chunks of '
-          'the array: the checkpoint was not copied completely. Copy it again.'
-      )
-  return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _read_store(folder: Folder, store: str) -> np.ndarray:
-  spec = {'driver': 'zarr', 'kvstore': folder.spec(store)}
-  try:
-    return tensorstore.open(spec, open=True).result().read().result()
-  except (ValueError, OSError) as error:
-    raise ValueError(
-        f'{folder.path(store)} cannot be read ({error}). A chunk of it was probably cut off: '
-        'copy the checkpoint again.'
-    ) from error

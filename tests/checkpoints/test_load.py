@@ -216,9 +216,6 @@ def test_what_is_not_a_backbone_is_refused_by_name(formats, tmp_path):
     load_backbone(formats['t5x'].parent)
   with pytest.raises(ValueError, match='not a backbone of a known format.* an empty directory'):
     load_backbone(tmp_path)
-  (tmp_path / '_METADATA').touch()
-  with pytest.raises(ValueError, match='an Orbax checkpoint directory'):
-    load_backbone(tmp_path)
   (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "model.ckpt-1000"')
   with pytest.raises(ValueError, match='cannot be read as a T5X index'):
     load_backbone(tmp_path)

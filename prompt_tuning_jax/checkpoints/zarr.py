@@ -1,0 +1,96 @@
+"""zarr arrays of a checkpoint, each a directory of chunks, read through tensorstore.
+
+To zarr a chunk that is missing is one of zeros. In a checkpoint it is a file that was not
+copied, so that `check_array` demands all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore
+
+from prompt_tuning_jax.checkpoints.storage import Folder
+
+# The file that describes an array, in zarr's versions 2 and 3, and tensorstore's driver.
+METADATA_FILES = {'.zarray': 'zarr', 'zarr.json': 'zarr3'}
+
+
+def check_array(
+    folder: Folder, store: str, *, metadata_file: str = '.zarray'
+) -> jax.ShapeDtypeStruct:
+  """Shape and type of the array `store` of a directory, all of whose chunks are there.
+
+  Raises:
+    FileNotFoundError: if its description or a chunk is missing.
+    ValueError: if the description is damaged.
+  """
+  metadata_path = folder.path(store, metadata_file)
+  try:
+    metadata = json.loads(folder.read(store, metadata_file))
+    is_v2 = METADATA_FILES[metadata_file] == 'zarr'
+    shape, dtype, chunk_shape, name_chunk = (_version_2 if is_v2 else _version_3)(metadata)
+  except FileNotFoundError:
+    raise FileNotFoundError(
+        f'{metadata_path} is missing: the checkpoint was not copied completely. Copy it '
+        'again.'
+    ) from None
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+        f'{metadata_path} does not describe a zarr array ({error!r}); it was probably cut '
+        'off. Copy the checkpoint again.'
+    ) from error
+  counts = [math.ceil(n / chunk) for n, chunk in zip(shape, chunk_shape, strict=True)]
+  for position in itertools.product(*map(range, counts)):
+    chunk = name_chunk(position)
+    if f'{store}/{chunk}' not in folder.files:
+      raise FileNotFoundError(
+          f'{folder.path(store, chunk)} is missing, one of {math.prod(counts)} chunks of '
+          'the array: the checkpoint was not copied completely. Copy it again.'
+      )
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _version_2(metadata):
+  separator = metadata.get('dimension_separator', '.')
+
+  def name_chunk(position):
+    return separator.join(map(str, position)) or '0'
+
+  shape = tuple(metadata['shape'])
+  return shape, jnp.dtype(metadata['dtype']), metadata['chunks'], name_chunk
+
+
+def _version_3(metadata):
+  encoding = metadata['chunk_key_encoding']
+  separator = encoding.get('configuration', {}).get('separator', '/')
+
+  def name_chunk(position):
+    return separator.join(['c', *map(str, position)])
+
+  shape = tuple(metadata['shape'])
+  chunk_shape = metadata['chunk_grid']['configuration']['chunk_shape']
+  return shape, jnp.dtype(metadata['data_type']), chunk_shape, name_chunk
+
+
+def read_array(
+    folder: Folder, store: str, *, metadata_file: str = '.zarray'
+) -> np.ndarray:
+  """The array `store` of a directory.
+
+  Raises:
+    ValueError: if a chunk cannot be read.
+  """
+  spec = {'driver': METADATA_FILES[metadata_file], 'kvstore': folder.spec(store)}
+  try:
+    return tensorstore.open(spec, open=True).result().read().result()
+  except (ValueError, OSError) as error:
+    raise ValueError(
+        f'{folder.path(store)} cannot be read ({error}). A chunk of it was probably cut off: '
+        'copy the checkpoint again.'
+    ) from error
