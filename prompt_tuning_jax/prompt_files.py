@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 import jax
@@ -92,6 +93,14 @@ def import_prompt(
   """
   prompt = load_prompt(import_path)
   prompt.check(backbone)
+  said = prompt.manifest.backbone
+  if not prompt.manifest.backbone_fingerprint and said not in ('', backbone.name):
+    warnings.warn(
+        f'{import_path} says that it was trained with {said}; its artifact will say '
+        f'{backbone.name} ({backbone.source}). Their sizes agree; whether it is the same '
+        'model cannot be told from the file.',
+        stacklevel=2,
+    )
   known = {name: getattr(prompt.manifest, name) for name in _CARRIED_OVER}
   return save_prompt(
       output,

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prompt_tuning_jax import cli
+from prompt_tuning_jax import cli, peft
 from prompt_tuning_jax.artifact import Manifest, Prompt, save_prompt
 from prompt_tuning_jax.checkpoints import names
 from prompt_tuning_jax.checkpoints.load import load_backbone
@@ -192,6 +192,17 @@ def test_a_prompt_of_another_width_is_not_imported(backbone, tmp_path):
         output=str(tmp_path / 'p.safetensors'),
     )
   assert [path.name for path in tmp_path.iterdir()] == ['p.npy']
+
+
+def test_an_adapter_that_names_another_model_is_imported_with_a_warning(backbone, tmp_path):
+  prompt = Prompt(Injection(virtual_embeddings=ROWS), Manifest(num_virtual_tokens=5))
+  peft.save_adapter(tmp_path / 'a', prompt, backbone, base_model='google/t5-base-lm-adapt')
+  with pytest.warns(UserWarning, match='trained with google/t5-base-lm-adapt; .* will say tiny'):
+    import_prompt(
+        backbone=backbone,
+        import_path=str(tmp_path / 'a'),
+        output=str(tmp_path / 'p.safetensors'),
+    )
 
 
 def test_an_array_is_exported_whole_and_over_nothing(backbone, tmp_path):

@@ -1,0 +1,61 @@
+"""What the README tells a user to type works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import prompt_tuning_jax as ptj
+from prompt_tuning_jax import cli
+from prompt_tuning_jax.typing import Injection
+
+README = Path(__file__).parent.parent / 'README.md'
+
+
+def _blocks(language: str) -> list[str]:
+  return re.findall(rf'```{language}\n(.*?)```', README.read_text(), re.DOTALL)
+
+
+def _commands() -> list[str]:
+  """The lines that start `$ prompt-tuning`, with what is continued on the next ones."""
+  text = '\n'.join(_blocks('console')).replace('\\\n', ' ')
+  return re.findall(r'^\$ prompt-tuning (.+)$', text, re.MULTILINE)
+
+
+def test_there_are_commands_to_try():
+  assert {command.split()[0] for command in _commands()} >= {
+      'train', 'evaluate', 'infer', 'convert'
+  }
+
+
+@pytest.fixture
+def demo_prompt(tmp_path):
+  """What the README's first command leaves behind."""
+  (tmp_path / 'demo').mkdir()
+  backbone = ptj.load_backbone('nano')
+  injection = Injection(virtual_embeddings=jnp.ones((20, backbone.spec.d_model)))
+  path = tmp_path / 'demo' / 'prompt.safetensors'
+  ptj.save_prompt(path, injection, backbone=backbone)
+
+
+@pytest.mark.usefixtures('elsewhere', 'demo_prompt')
+@pytest.mark.parametrize('command', _commands())
+def test_a_command_runs_dry_as_it_is_written(command, tmp_path, capsys):
+  argv = shlex.split(command.replace('/tmp/', f'{tmp_path}/'))
+  assert cli.main([*argv, '--dry_run']) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('elsewhere')
+def test_the_first_program_runs(tmp_path, capsys):
+  (program,) = _blocks('python')
+  short = program.replace('/tmp/', f'{tmp_path}/').replace('train_steps=200', 'train_steps=2')
+  assert short.count('train_steps=2') == 1
+  exec(compile(short, 'README.md', 'exec'), {})
+  printed = capsys.readouterr().out
+  assert 'Prompt: Injection(virtual_embeddings 20×160' in printed
+  assert 'Ranked' in printed or 'label=' in printed
