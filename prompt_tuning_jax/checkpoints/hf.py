@@ -28,6 +28,7 @@ from prompt_tuning_jax.checkpoints.source import (
     write_safetensors,
 )
 from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
+from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 _EMBEDDING = 'shared.weight'
@@ -51,6 +52,8 @@ _MODEL_TYPES = {
 }
 _ACTIVATIONS = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
 _EPSILON = 1e-6
+# What a tokenizer_config.json calls ByT5's vocabulary, which needs no file.
+BYTE_TOKENIZER = 'ByT5Tokenizer'
 
 
 def read_hf(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -153,7 +156,8 @@ def write_hf(
       index = {'metadata': total, 'weight_map': where}
       _write_json(unfinished, 'model.safetensors.index.json', index)
     if vocabulary is not None:
-      shutil.copyfile(vocabulary.path, os.path.join(unfinished, 'spiece.model'))
+      if not isinstance(vocabulary, ByteVocabulary):
+        shutil.copyfile(vocabulary.path, os.path.join(unfinished, 'spiece.model'))
       _write_json(unfinished, 'tokenizer_config.json', _describe_tokenizer(vocabulary))
 
 
@@ -214,6 +218,8 @@ def _describe(config: T5Config, stored: Weights) -> dict[str, Any]:
 
 
 def _describe_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+  if isinstance(vocabulary, ByteVocabulary):
+    return {'tokenizer_class': BYTE_TOKENIZER}
   sentinels = [f'<extra_id_{i}>' for i in range(vocabulary.extra_ids)]
   return {
       'tokenizer_class': 'T5Tokenizer',

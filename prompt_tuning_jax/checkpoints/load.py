@@ -16,6 +16,9 @@ from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, hub, names, native, orbax, t5x
 from prompt_tuning_jax.checkpoints.source import Checkpoint, fingerprint
 from prompt_tuning_jax.checkpoints.storage import is_remote
+from prompt_tuning_jax.data import byte_vocabulary
+from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
+from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import PyTree
 
@@ -52,8 +55,8 @@ def load_backbone(
       weights will be trained in bfloat16 arithmetic should hold them in float32.
     max_distance: maximal relative distance of the attention bias. T5X checkpoints do
       not record it: 128 if the model has T5's 32 buckets, else it must be given.
-    vocabulary: the SentencePiece model, or its path; by default the one that lies in
-      the directory, if any. A backbone of the library's own layout records which one it
+    vocabulary: the SentencePiece model, or its path, or 'bytes' (ByT5); by default the
+      one that lies in the directory, if any. A backbone of the library's own layout records which one it
       was trained with, and takes no other; of the rest only the size can be checked.
     dropout_rate: of the frozen model while something trains.
     remat: name of a rematerialisation policy (`backbones.t5_stacks.REMAT_POLICIES`).
@@ -250,11 +253,16 @@ def _find_vocabulary(
 ) -> Vocabulary | None:
   extra_ids = _extra_ids(checkpoint)
   if given is not None:
-    return Vocabulary(given, extra_ids)
+    return open_vocabulary(given, extra_ids)
   if checkpoint.format == 'native':
-    if checkpoint.manifest['vocabulary'] is None:
+    recorded = checkpoint.manifest['vocabulary']
+    if recorded is None:
       return None
+    if recorded['file'] == byte_vocabulary.NAME:
+      return ByteVocabulary(extra_ids)
     return Vocabulary(os.path.join(checkpoint.path, native.VOCABULARY_FILE), extra_ids)
+  if _tokenizer(checkpoint).get('tokenizer_class') == hf.BYTE_TOKENIZER:
+    return ByteVocabulary()
   for name in _VOCABULARY_FILES:
     path = os.path.join(checkpoint.path, name)
     if os.path.isfile(path):
@@ -290,12 +298,17 @@ def _extra_ids(checkpoint: Checkpoint) -> int:
   recorded = checkpoint.manifest.get('vocabulary')
   if checkpoint.format == 'native' and recorded is not None:
     return recorded['extra_ids']
+  return int(_tokenizer(checkpoint).get('extra_ids', 100))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
+  """What Hugging Face's tokenizer_config.json says, {} where there is none."""
   try:
     path = os.path.join(checkpoint.path, 'tokenizer_config.json')
     with open(path, encoding='utf-8') as file:
-      return int(json.load(file).get('extra_ids', 100))
+      return json.load(file)
   except FileNotFoundError:
-    return 100
+    return {}
 
 
 def _name(path: str) -> str:

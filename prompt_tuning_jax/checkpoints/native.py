@@ -36,6 +36,7 @@ from prompt_tuning_jax.checkpoints.source import (
     sibling,
     write_safetensors,
 )
+from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import PyTree
 
@@ -154,9 +155,11 @@ def _write_files(
       'metadata': metadata,
   }
   if vocabulary is not None:
-    shutil.copyfile(vocabulary.path, os.path.join(directory, VOCABULARY_FILE))
+    has_file = not isinstance(vocabulary, ByteVocabulary)
+    if has_file:
+      shutil.copyfile(vocabulary.path, os.path.join(directory, VOCABULARY_FILE))
     described['vocabulary'] = {
-        'file': VOCABULARY_FILE,
+        'file': VOCABULARY_FILE if has_file else vocabulary.path,
         'extra_ids': vocabulary.extra_ids,
         'fingerprint': vocabulary.fingerprint,
     }

@@ -163,7 +163,7 @@ MACROS: Mapping[str, Macro] = {
         'the backbone: a folder (T5X, Hugging Face, ours) or a packaged name', "'nano'", _TEXT
     ),
     'VOCABULARY': Macro(
-        'SentencePiece model; None is the one beside the backbone',
+        "SentencePiece model, or 'bytes' (ByT5); None is the one beside the backbone",
         "'/data/spiece.model'",
         _TEXT,
         True,

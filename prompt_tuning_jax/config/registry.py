@@ -20,7 +20,7 @@ import gin
 _FUNCTIONS: Mapping[str, str] = {
     'load_backbone': 'config.building:load_backbone',
     'T5Config': 'backbones.t5:T5Config',
-    'Vocabulary': 'data.vocabulary:Vocabulary',
+    'Vocabulary': 'data.vocabularies:open_vocabulary',
     'SoftPrompt': 'methods.soft_prompt:SoftPrompt',
     'uniform': 'initializers:uniform',
     'sampled_vocab': 'initializers:sampled_vocab',

@@ -35,6 +35,7 @@ from prompt_tuning_jax.data.tokenized_task import (
     make_manifest,
     seqio_is_installed,
 )
+from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 DEFAULT_TASK_MODULE = 'prompt_tuning_jax.tasks'
@@ -270,13 +271,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument('task', help='name of a seqio task or mixture')
   parser.add_argument('split', nargs='+', help='one or several splits')
-  parser.add_argument('--vocabulary', required=True, help='SentencePiece model file')
+  parser.add_argument('--vocabulary', required=True, help="SentencePiece model file, or 'bytes'")
   parser.add_argument('--extra_ids', type=int, default=100, help='number of sentinels')
   parser.add_argument('--task_module', default=DEFAULT_TASK_MODULE)
   parser.add_argument('--tfds_data_dir')
   parser.add_argument('--cache_dir')
   flags = parser.parse_args(argv)
-  vocabulary = Vocabulary(flags.vocabulary, flags.extra_ids)
+  vocabulary = open_vocabulary(flags.vocabulary, flags.extra_ids)
   for split in flags.split:
     tasks = load_task_or_mixture(
         flags.task,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prompt_tuning_jax.data import provenance
+from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
@@ -199,11 +200,14 @@ def _splits(task: Any) -> Iterable[str]:
 
 
 def _with_vocabulary(seqio: Any, task: Any, vocabulary: Vocabulary) -> dict[str, Any]:
-  sentencepiece = seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
+  if isinstance(vocabulary, ByteVocabulary):
+    of_model = seqio.ByteVocabulary(vocabulary.extra_ids)
+  else:
+    of_model = seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
   return {
       name: feature
       if isinstance(feature.vocabulary, seqio.PassThroughVocabulary)
-      else dataclasses.replace(feature, vocabulary=sentencepiece)
+      else dataclasses.replace(feature, vocabulary=of_model)
       for name, feature in task.output_features.items()
   }
 

@@ -19,6 +19,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.data.pretraining import Component, PretrainingBatches
+from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training import trainable as trainable_lib
@@ -167,7 +168,7 @@ def starting_point(
   else:
     module = T5(config)
     if isinstance(vocabulary, str | os.PathLike):
-      vocabulary = Vocabulary(vocabulary)
+      vocabulary = open_vocabulary(vocabulary)
   if vocabulary is None:
     raise ValueError(
         'pretrain has no vocabulary: set VOCABULARY to the SentencePiece model that the '
