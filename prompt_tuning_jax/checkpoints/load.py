@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
-from prompt_tuning_jax.checkpoints import hf, hub, names, native, orbax, t5x
+from prompt_tuning_jax.checkpoints import hf, hub, native, orbax, placing, t5x
 from prompt_tuning_jax.checkpoints.source import Checkpoint, fingerprint
 from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.data import byte_vocabulary
@@ -31,6 +31,7 @@ def load_backbone(
     where: str | os.PathLike[str],
     *,
     dtype: str = 'float32',
+    mesh: Mesh | None = None,
     param_dtype: str | None = None,
     max_distance: int | None = None,
     vocabulary: Vocabulary | str | os.PathLike[str] | None = None,
@@ -51,13 +52,16 @@ def load_backbone(
       published one, T5X's ('t5_1_1_lm100k_base') or the Hugging Face hub's
       ('google/t5-base-lm-adapt'), which is downloaded once.
     dtype: type of the computation, 'float32' or 'bfloat16'.
+    mesh: the devices that the weights are split over (`partitioning.make_mesh`), read
+      straight into their shards; one device where None.
     param_dtype: type the weights are held in; `dtype` unless named. A model whose
       weights will be trained in bfloat16 arithmetic should hold them in float32.
     max_distance: maximal relative distance of the attention bias. T5X checkpoints do
       not record it: 128 if the model has T5's 32 buckets, else it must be given.
     vocabulary: the SentencePiece model, or its path, or 'bytes' (ByT5); by default the
-      one that lies in the directory, if any. A backbone of the library's own layout records which one it
-      was trained with, and takes no other; of the rest only the size can be checked.
+      one that lies in the directory, if any. A backbone of the library's own layout
+      records which one it was trained with, and takes no other; of the rest only the size
+      can be checked.
     dropout_rate: of the frozen model while something trains.
     remat: name of a rematerialisation policy (`backbones.t5_stacks.REMAT_POLICIES`).
     unroll: whether to compile every layer for itself instead of scanning them.
@@ -79,8 +83,7 @@ def load_backbone(
   held_as = jnp.dtype(param_dtype or dtype)
 
   def load_params() -> PyTree:
-    stacked = names.stack_from_t5x(checkpoint.weights, config, held_as)
-    return jax.tree.map(jnp.asarray, stacked)
+    return placing.load_params(checkpoint.weights, config, held_as, mesh=mesh)
 
   def content_hash(params: PyTree) -> str:
     # Of the files, not of `params`: it must not depend on the type they are held in.

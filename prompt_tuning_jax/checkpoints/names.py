@@ -229,14 +229,20 @@ def stack_from_t5x(
     ValueError: listing every array that is missing, unexpected, or misshapen.
   """
   check_shapes(flat, config, 'The flat parameters')
-  layers: dict[tuple[str, ...], list[Entry]] = {}
-  for entry in entries(config):
-    layers.setdefault(entry.path, []).append(entry)
-  tree = {path: _stack(flat, group, dtype) for path, group in layers.items()}
+  tree = {path: stack(flat, group, dtype) for path, group in by_path(config).items()}
   return flax.traverse_util.unflatten_dict(tree)
 
 
-def _stack(flat: Mapping[str, Any], group: list[Entry], dtype: Any) -> Any:
+def by_path(config: T5Config) -> dict[tuple[str, ...], list[Entry]]:
+  """The arrays of each path in the model's tree, layers in order."""
+  groups: dict[tuple[str, ...], list[Entry]] = {}
+  for entry in entries(config):
+    groups.setdefault(entry.path, []).append(entry)
+  return groups
+
+
+def stack(flat: Mapping[str, Any], group: list[Entry], dtype: Any = None) -> Any:
+  """The array at one path of the model's tree: its layers on a leading [L] axis."""
   first = flat[group[0].t5x]
   if group[0].layer is None:
     return first if dtype is None else first.astype(dtype)

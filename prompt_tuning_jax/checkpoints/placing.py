@@ -1,0 +1,86 @@
+"""From a checkpoint's files straight into the devices' memory, one array at a time."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding
+
+from prompt_tuning_jax import partitioning
+from prompt_tuning_jax.backbones.t5 import T5Config
+from prompt_tuning_jax.checkpoints import names
+from prompt_tuning_jax.checkpoints.names import Entry
+from prompt_tuning_jax.checkpoints.source import Weights
+from prompt_tuning_jax.typing import Array, PyTree
+
+
+def load_params(
+    weights: Weights,
+    config: T5Config,
+    dtype: Any,
+    *,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+) -> PyTree:
+  """The model's tree on its devices.
+
+  Each array of the checkpoint is read, cast, put in its place, and let go before the next
+  is read. Without a mesh, the layers of a stack are gathered on the host; on a mesh, they
+  are written one by one into the stack on the devices, each device getting its shard, so
+  that the host never holds more than one layer's array.
+
+  Args:
+    weights: the arrays under their per-layer T5X names.
+    config: the model's architecture.
+    dtype: type the weights are held in.
+    mesh: the devices; the default device where None.
+    rules: which mesh axis a logical axis is split over.
+
+  Raises:
+    ValueError: listing every array that is missing, unexpected, or misshapen.
+  """
+  names.check_shapes(weights, config, 'The checkpoint')
+  place = _on_one_device if mesh is None else functools.partial(_on_mesh, mesh, rules)
+  tree = {
+      path: place(weights, entries, jnp.dtype(dtype))
+      for path, entries in names.by_path(config).items()
+  }
+  return flax.traverse_util.unflatten_dict(tree)
+
+
+def _on_one_device(weights: Weights, entries: list[Entry], dtype: Any) -> Array:
+  return jnp.asarray(names.stack(weights, entries, dtype))
+
+
+def _on_mesh(
+    mesh: Mesh, rules: partitioning.Rules, weights: Weights, entries: list[Entry], dtype: Any
+) -> Array:
+  first = entries[0]
+  place = partitioning.sharding(mesh, first.axes, first.shape, rules)
+
+  def read(entry: Entry) -> Array:
+    return jax.device_put(weights[entry.t5x].astype(dtype, copy=False), place)
+
+  if first.layer is None:
+    return read(first)
+  shape = (len(entries), *first.shape)
+  stack_place = partitioning.sharding(mesh, ('layers', *first.axes), shape, rules)
+  stacked = _zeros(shape, dtype, stack_place)
+  for entry in entries:
+    stacked = _set_layer(stacked, read(entry), entry.layer)
+  # Reading runs ahead of the devices; without this, arrays would pile up on the host.
+  return jax.block_until_ready(stacked)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape: tuple[int, ...], dtype: Any, place: Sharding) -> Array:
+  return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), place)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(stacked: Array, layer: Array, index: int) -> Array:
+  return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)

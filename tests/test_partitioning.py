@@ -1,0 +1,80 @@
+"""Logical axes on a mesh, and weights read straight into their shards."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from prompt_tuning_jax import partitioning
+
+
+class FakeMesh:
+  """A mesh of sizes alone."""
+
+  shape = {'data': 2, 'model': 4}
+
+
+@pytest.fixture
+def specs(monkeypatch):
+  monkeypatch.setattr(partitioning, 'NamedSharding', lambda mesh, spec: spec)
+  return lambda axes, shape, **kwargs: partitioning.sharding(FakeMesh(), axes, shape, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ('axes', 'shape', 'expected'),
+    [
+        (('vocab', 'embed'), (32, 16), ('model', None)),
+        (('layers', 'embed', 'mlp'), (3, 16, 24), (None, None, 'model')),
+        (('heads', 'relpos_buckets'), (8, 32), ('model', None)),
+        (('heads', 'relpos_buckets'), (6, 32), (None, None)),  # 4 does not divide 6.
+        (('mlp', 'joined_kv'), (8, 8), ('model', None)),  # A mesh axis is taken once.
+        (('batch', 'embed'), (8, 16), ('data', None)),
+    ],
+)
+def test_rules_say_which_axis_is_split(specs, axes, shape, expected):
+  assert specs(axes, shape) == PartitionSpec(*expected)
+
+
+def test_rules_of_one_s_own_and_what_they_may_name(specs):
+  rules = (('embed', 'data'), ('mlp', None))
+  assert specs(('embed', 'mlp'), (4, 8), rules=rules) == PartitionSpec('data', None)
+  with pytest.raises(ValueError, match="No rule for the logical axis 'vocab'. .* embed, mlp"):
+    specs(('vocab', 'embed'), (8, 8), rules=rules)
+  with pytest.raises(ValueError, match="names the mesh axis 'expert', but .* data, model"):
+    specs(('embed',), (8,), rules=(('embed', 'expert'),))
+
+
+def test_a_mesh_of_what_is_there():
+  mesh = partitioning.make_mesh()
+  assert dict(mesh.shape) == {'data': len(jax.devices()), 'model': 1}
+  with pytest.raises(ValueError, match=r'model=3 does not divide .* may be 1'):
+    partitioning.make_mesh(3)
+
+
+def test_weights_are_read_into_the_shards_of_a_mesh(tmp_path):
+  program = textwrap.dedent('''
+      import jax, numpy as np
+      import prompt_tuning_jax as ptj
+      from prompt_tuning_jax import partitioning
+
+      whole = ptj.load_backbone('nano')
+      split = ptj.load_backbone('nano', mesh=partitioning.make_mesh(model=2))
+      for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(split.params)):
+        np.testing.assert_array_equal(one, other)
+      table = split.params['token_embedder']['embedding']
+      rows, width = table.shape
+      assert {s.data.shape for s in table.addressable_shards} == {(rows // 2, width)}
+      assert len(table.addressable_shards) == 4
+      kernel = split.params['encoder']['layers']['mlp']['wi_0']['kernel']
+      assert kernel.sharding.shard_shape(kernel.shape)[2] == kernel.shape[2] // 2
+      # Five heads are not split in two; the joined axis of 160 is.
+      assert split.params['encoder']['relpos_bias']['rel_embedding'].is_fully_replicated
+      assert split.fingerprint == whole.fingerprint
+  ''')
+  flags = '--xla_force_host_platform_device_count=4'
+  env = os.environ | {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flags}'}
+  subprocess.run([sys.executable, '-c', program], check=True, env=env, cwd=tmp_path)
