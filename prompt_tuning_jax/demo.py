@@ -80,8 +80,12 @@ def demo(model_dir: str | None = None) -> None:
 
   _heading('Five predictions')
   for prediction in _mixed(tuned):
-    mark = '✓' if prediction['prediction'] == prediction['target'] else '✗'
-    print(f'{mark} {prediction["prediction_text"]:14} {prediction["inputs"]}')
+    right = prediction['prediction'] == prediction['target']
+    target = test.example(prediction['index'])['targets_pretokenized']
+    print(
+        f'{"✓" if right else "✗"} {prediction["prediction_text"]:14} {prediction["inputs"]}'
+        + ('' if right else f'  [{target}]')
+    )
 
   _heading('Nearest words of the first prompt positions (cosine)')
   words = nearest_words(backbone, result.prompt.injection, k=4)

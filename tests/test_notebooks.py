@@ -22,4 +22,4 @@ def test_a_notebook_runs_from_top_to_bottom(path):
     assert not cell.get('outputs'), f'cell {number} was saved with its output'
     if cell['cell_type'] == 'code':
       exec(compile(''.join(cell['source']), f'{path.name}, cell {number}', 'exec'), scope)
-  assert scope['after'].metrics['accuracy'] > scope['before'].metrics['accuracy']
+  assert scope['after'].metrics['accuracy'] > scope['before'].metrics['accuracy'] + 15

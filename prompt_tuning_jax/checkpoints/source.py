@@ -180,9 +180,10 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 def fingerprint(weights: Mapping[str, np.ndarray | Array]) -> str:
   """Content hash of a backbone that does not depend on the format it came from.
 
-  sha256 over the arrays in the order of their T5X names: name, shape, and every
-  value as a little-endian float32. All weights are read, one array at a time.
-  Models that differ by rounding (a bfloat16 copy) differ in fingerprint.
+  sha256 over a line for each array, in the order of their T5X names: name, shape, and the
+  sha256 of its values as little-endian float32. All weights are read, one array at a time;
+  that an array's sum stands for it leaves it open to sum several at once, or while they
+  are loaded. Models that differ by rounding (a bfloat16 copy) differ in fingerprint.
 
   Args:
     weights: arrays under their per-layer T5X names.
@@ -190,8 +191,8 @@ def fingerprint(weights: Mapping[str, np.ndarray | Array]) -> str:
   digest = hashlib.sha256()
   for name in sorted(weights):
     array = np.ascontiguousarray(np.asarray(weights[name]), dtype='<f4')
-    digest.update(f'{name} {list(array.shape)}\n'.encode())
-    digest.update(array.reshape(-1).view(np.uint8))
+    content = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+    digest.update(f'{name} {list(array.shape)} {content}\n'.encode())
   return digest.hexdigest()
 
 

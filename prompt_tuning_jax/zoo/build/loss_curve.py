@@ -43,7 +43,7 @@ def draw(runs: Sequence[str], out: str) -> None:
     axes.axvline(border, color='gray', linestyle=':', linewidth=1)
   axes.set(xlabel='step', ylabel='loss per token (nats)')
   axes.grid(alpha=0.3)
-  axes.legend(frameon=False)
+  axes.legend(loc='upper right', ncols=4)
   figure.tight_layout()
   figure.savefig(out, dpi=110)
   pyplot.close(figure)
