@@ -1,4 +1,4 @@
-"""Hugging Face folders of T5, mT5 and umT5: config.json and weights, in one file or sharded.
+"""Hugging Face folders of T5, mT5 and umT5: config.json, weights in one file or in shards.
 
 The traps of the format are handled here and nowhere else: transformers 5 writes
 `tie_word_embeddings: true` for untied models too, so what the file holds decides;

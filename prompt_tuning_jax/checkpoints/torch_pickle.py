@@ -1,19 +1,17 @@
 """Reading PyTorch's `.bin` files, without PyTorch and without running what is in them.
 
-Such a file is a Python pickle, and a pickle is a program. Here it is read as a list of
-instructions first, and refused unless every one of them only builds tensors, dictionaries
-and plain values; nothing that a file can name is imported or called. Both layouts are
-read: the zip archive of PyTorch 1.6 and later, and the older single stream.
+Such a file is a Python pickle, and a pickle is a program. Here an interpreter of its own
+knows the few instructions that build tensors, dictionaries and plain values, and refuses
+all others; nothing that a file names is imported or called. Both layouts are read: the zip archive of PyTorch 1.6 and later, and the older single stream.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import enum
 import io
 import math
 import os
-import pickle
 import pickletools
 import zipfile
 from typing import Any, BinaryIO
@@ -31,17 +29,6 @@ _DTYPES = {
     'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
 }
 
-# Instructions that push values, build tuples, lists and dictionaries, and remember them;
-# and the three that look up a name (GLOBAL, STACK_GLOBAL), call it (REDUCE), and set
-# attributes of the result (BUILD, for OrderedDict's `_metadata`).
-_ALLOWED = frozenset(
-    'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT '
-    'BINUNICODE SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND '
-    'APPENDS EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE '
-    'BINPERSID GLOBAL STACK_GLOBAL REDUCE BUILD'.split()
-)
-_MEMO_INSTRUCTIONS = ('BINPUT', 'LONG_BINPUT')
-
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -49,13 +36,13 @@ _LEGACY_PROTOCOL = 1001
 # What zipfile, pickle and our own steps raise on bytes that are not what they should be.
 _DAMAGE = (
     zipfile.BadZipFile,
-    pickle.UnpicklingError,
     ArithmeticError,
     AttributeError,
     EOFError,
     LookupError,
-    NotImplementedError,
+    MemoryError,
     OSError,
+    RuntimeError,
     TypeError,
     ValueError,
 )
@@ -115,16 +102,20 @@ def open_torch(path: str | os.PathLike[str]) -> Weights:
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[name]
+    itemsize = tensor.storage.dtype.itemsize
     try:
-      flat = np.frombuffer(read_storage(tensor.storage), tensor.storage.dtype)
+      content = read_storage(tensor.storage)
+      _check_bytes(tensor.storage, len(content))
+      # Unlike as_strided, this refuses what reaches beyond the buffer.
+      return np.ndarray(
+          tensor.shape,
+          tensor.storage.dtype,
+          content,
+          tensor.offset * itemsize,
+          [stride * itemsize for stride in tensor.strides],
+      )
     except _DAMAGE as error:
       raise _damaged(path, error) from error
-    return np.lib.stride_tricks.as_strided(
-        flat[tensor.offset :],
-        tensor.shape,
-        [stride * flat.itemsize for stride in tensor.strides],
-        writeable=False,
-    )
 
   return Weights(specs, read)
 
@@ -145,7 +136,11 @@ def _open_archive(path: str):
   if len(roots) != 1:
     raise zipfile.BadZipFile(f'it has {len(roots)} entries data.pkl')
   root = roots[0]
-  compressed = [e.filename for e in entries.values() if e.compress_type != zipfile.ZIP_STORED]
+  compressed = [
+      entry.filename
+      for entry in entries.values()
+      if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
+  ]
   if compressed:
     raise _Refused(f'its entry {compressed[0]!r} is compressed, as PyTorch never writes it')
   if f'{root}byteorder' in entries and archive.read(f'{root}byteorder') != b'little':
@@ -166,11 +161,14 @@ def _open_stream(path: str):
   """The older layout: five pickles, then for each storage its size and its numbers."""
   with open(path, 'rb') as file:
     if _unpickle(file) != _LEGACY_MAGIC or _unpickle(file) != _LEGACY_PROTOCOL:
-      raise pickle.UnpicklingError("neither a zip archive nor PyTorch's older layout")
-    if not _unpickle(file).get('little_endian', True):
+      raise ValueError("neither a zip archive nor PyTorch's older layout")
+    system = _unpickle(file)
+    if not isinstance(system, dict) or not system.get('little_endian', True):
       raise _Refused('its numbers are big-endian')
     tensors = _checked(_unpickle(file))
     keys = _unpickle(file)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+      raise _Refused('its list of storages is none')
     position = file.tell()
     sizes = {t.storage.key: t.storage.dtype.itemsize for t in tensors.values()}
     places = {}
@@ -200,86 +198,164 @@ def _check_bytes(storage: _Storage, held: int) -> None:
 
 
 def _unpickle(file: BinaryIO) -> Any:
-  """One pickle of a file, after every instruction of it was found harmless."""
-  start = file.tell()
-  for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
-    if instruction.name not in _ALLOWED:
-      raise _Refused(f'its pickle has the instruction {instruction.name}')
-    # The unpickler makes room for as many values as the largest number says.
-    if instruction.name in _MEMO_INSTRUCTIONS and argument > count:
-      raise _Refused(f'its pickle remembers a value as number {argument:,}')
-  file.seek(start)
-  return _Unpickler(file).load()
+  """The value of one pickle of a file, computed by the few instructions below.
+
+  Every other instruction is refused, and so is every name but those of `_NAMES`, which
+  stand for marks of this module. Python's own unpickler is not involved: it would write
+  attributes, hash whatever is a key, and make room for as much as a number says.
+  """
+  stack: list[Any] = []
+  marks: list[int] = []
+  memo: dict[int, Any] = {}
+
+  def pop_to_mark() -> list[Any]:
+    start = marks.pop()
+    values = stack[start:]
+    del stack[start:]
+    return values
+
+  for instruction, argument, _ in pickletools.genops(file):
+    name = instruction.name
+    if name in _PUSHES_ARGUMENT:
+      stack.append(argument)
+    elif name in _CONSTANTS:
+      stack.append(_CONSTANTS[name])
+    elif name in ('EMPTY_DICT', 'EMPTY_LIST'):
+      stack.append({} if name == 'EMPTY_DICT' else [])
+    elif name == 'MARK':
+      marks.append(len(stack))
+    elif name == 'TUPLE':
+      stack.append(_tuple(pop_to_mark()))
+    elif name in _TUPLE_SIZES:
+      size = _TUPLE_SIZES[name]
+      values = [stack.pop() for _ in range(size)][::-1]
+      stack.append(_tuple(values))
+    elif name in ('SETITEM', 'SETITEMS'):
+      values = pop_to_mark() if name == 'SETITEMS' else [stack.pop() for _ in range(2)][::-1]
+      _fill(stack[-1], values)
+    elif name in ('APPEND', 'APPENDS'):
+      values = pop_to_mark() if name == 'APPENDS' else [stack.pop()]
+      _extend(stack[-1], values)
+    elif name in ('BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+      memo[len(memo) if argument is None else argument] = stack[-1]
+    elif name in ('BINGET', 'LONG_BINGET'):
+      stack.append(memo[argument])
+    elif name == 'GLOBAL':
+      stack.append(_named(argument))
+    elif name == 'STACK_GLOBAL':
+      attribute, module = stack.pop(), stack.pop()
+      stack.append(_named(f'{module} {attribute}' if isinstance(module, str) else ''))
+    elif name == 'BINPERSID':
+      stack.append(_storage(stack.pop()))
+    elif name == 'REDUCE':
+      arguments, function = stack.pop(), stack.pop()
+      stack.append(_call(function, arguments))
+    elif name == 'BUILD':
+      stack.pop()  # `_metadata` of a state dict; it is not needed.
+    elif name == 'STOP':
+      return stack.pop()
+    elif name not in ('PROTO', 'FRAME'):
+      raise _Refused(f'its pickle has the instruction {name}')
+  raise EOFError('its pickle does not end')
 
 
-class _Unpickler(pickle.Unpickler):
-  """Builds descriptions of tensors; every name goes through `_meaning`."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    return _meaning(module, name)
-
-  def persistent_load(self, identity: Any) -> _Storage:
-    kind, dtype, key, _, size, *_ = identity
-    if kind != 'storage' or not isinstance(dtype, _Dtype) or not isinstance(key, str):
-      raise _Refused(f'its pickle refers to {identity!r}')
-    return _Storage(key, dtype.dtype, int(size))
+_PUSHES_ARGUMENT = (
+    'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE'
+)
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
+_TUPLE_SIZES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 
 
-class _Dtype:
-  """What a pickle gets for the name of a storage class. It has no attributes to set."""
+class _Mark(enum.Enum):
+  """What the names in a pickle stand for here."""
 
-  __slots__ = ('dtype',)
-
-  def __init__(self, dtype: np.dtype):
-    self.dtype = dtype
-
-
-class _RebuildTensor:
-  """What a pickle gets for `torch._utils._rebuild_tensor_v2`."""
-
-  __slots__ = ()
-
-  def __call__(self, storage, offset, shape, strides, *_) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+  ORDERED_DICT = 'collections OrderedDict'
+  TENSOR = 'torch._utils _rebuild_tensor_v2'
+  PARAMETER = 'torch._utils _rebuild_parameter'
 
 
-class _RebuildParameter:
-  """What a pickle gets for `torch._utils._rebuild_parameter`: the tensor in it."""
+def _named(name: str) -> _Mark | np.dtype:
+  """The mark or the type of numbers that `module attribute` stands for."""
+  module, _, attribute = name.partition(' ')
+  if module == 'torch' and attribute in _DTYPES:
+    return _DTYPES[attribute]
+  try:
+    return _Mark(name)
+  except ValueError:
+    raise _Refused(f'its pickle asks for {_short(name.replace(" ", "."))}') from None
 
-  __slots__ = ()
 
-  def __call__(self, tensor, *_) -> _Tensor:
-    return tensor
+def _tuple(values: list[Any]) -> tuple[Any, ...]:
+  # Shapes, and a storage's description, are the deepest there is.
+  if any(isinstance(v, tuple) and any(isinstance(w, tuple) for w in v) for v in values):
+    raise _Refused('its pickle nests tuples deeper than tensors do')
+  return tuple(values)
 
 
-def _meaning(module: str, name: str) -> Any:
-  """What a pickle gets for a name; all other names are refused."""
-  if (module, name) == ('collections', 'OrderedDict'):
-    return collections.OrderedDict
-  if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
-    return _RebuildTensor()
-  if (module, name) == ('torch._utils', '_rebuild_parameter'):
-    return _RebuildParameter()
-  if module == 'torch' and name in _DTYPES:
-    return _Dtype(_DTYPES[name])
-  raise _Refused(f'its pickle asks for {module}.{name}')
+def _fill(target: Any, values: list[Any]) -> None:
+  keys = values[::2]
+  if not isinstance(target, dict) or len(values) % 2 or not all(
+      isinstance(key, (str, int)) for key in keys
+  ):
+    raise _Refused('its pickle builds a dictionary whose keys are not texts')
+  target.update(zip(keys, values[1::2], strict=True))
+
+
+def _extend(target: Any, values: list[Any]) -> None:
+  if not isinstance(target, list):
+    raise _Refused('its pickle appends to what is no list')
+  target.extend(values)
+
+
+def _storage(identity: Any) -> _Storage:
+  if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != 'storage':
+    raise _Refused('its pickle refers to something that is no storage')
+  _, dtype, key, _, size, *_ = identity
+  if not isinstance(dtype, np.dtype) or not isinstance(key, str) or not _is_count(size):
+    raise _Refused('its pickle refers to a storage of an unknown kind')
+  return _Storage(key, dtype, size)
+
+
+def _call(function: Any, arguments: Any) -> Any:
+  if isinstance(arguments, tuple):
+    if function is _Mark.ORDERED_DICT and not arguments:
+      return {}
+    if function is _Mark.PARAMETER and arguments:
+      return arguments[0]
+    if function is _Mark.TENSOR and len(arguments) >= 4:
+      return _Tensor(*arguments[:4])
+  raise _Refused('its pickle calls something that builds no tensor')
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 2**62
+
+
+def _short(text: str) -> str:
+  return text if len(text) <= 80 else text[:80] + '…'
 
 
 def _checked(tensors: Any) -> dict[str, _Tensor]:
   """The tensors by name, once each is known to lie within its storage."""
   if not isinstance(tensors, dict):
     raise _Refused(f'it holds a {type(tensors).__name__} instead of tensors by name')
-  # A pickle may have given the dictionary attributes; its own methods are not asked.
-  checked = dict(dict.items(tensors))
-  for name, tensor in checked.items():
+  for name, tensor in tensors.items():
     if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-      raise _Refused(f'its item {name!r} is not a tensor')
-    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if not all(isinstance(n, int) and n >= 0 for n in numbers) or (
-        len(tensor.shape) != len(tensor.strides)
+      raise _Refused(f'its item {_short(str(name))!r} is not a tensor')
+    if not isinstance(tensor.storage, _Storage):
+      raise _Refused(f'its tensor {_short(name)!r} has no storage')
+    shape, strides = tensor.shape, tensor.strides
+    if (
+        not isinstance(shape, tuple)
+        or not isinstance(strides, tuple)
+        or len(shape) != len(strides)
+        or len(shape) > 8
+        or not all(map(_is_count, (tensor.offset, *shape, *strides)))
     ):
-      raise _Refused(f'its tensor {name!r} has the shape {tensor.shape!r}')
-    last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides))
-    if math.prod(tensor.shape) and last >= tensor.storage.size:
-      raise _Refused(f'its tensor {name!r} reaches beyond its numbers')
-  return checked
+      raise _Refused(f'its tensor {_short(name)!r} has a shape, strides or offset of no array')
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    count = math.prod(shape)
+    # More elements than numbers would be one number seen many times, in a large copy.
+    if count and (last >= tensor.storage.size or count > tensor.storage.size):
+      raise _Refused(f'its tensor {_short(name)!r} reaches beyond its numbers')
+  return tensors
