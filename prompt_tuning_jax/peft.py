@@ -67,7 +67,8 @@ def load_adapter(directory: str | os.PathLike[str]) -> Prompt:
   if kind == 'PREFIX_TUNING':
     injection = Injection(decoder_kv=_prefix(array, described, path))
   else:
-    rows = length * described.get('num_transformer_submodules', 2)
+    # PEFT's own default, which it fills in only when it trains.
+    rows = length * (described.get('num_transformer_submodules') or 2)
     width = described.get('token_dim')
     if array.shape not in ((length, width), (rows, width)):
       raise _misfit(path, array, f'[{length} or {rows}, token_dim {width}]')
@@ -215,7 +216,7 @@ def _read_config(path: str) -> dict[str, Any]:
   if not isinstance(described, dict):
     raise ValueError(f'{path} is not a JSON object. Fetch or copy it again.')
   kind = described.get('peft_type')
-  if kind not in _METHODS:
+  if not isinstance(kind, str) or kind not in _METHODS:
     raise ValueError(
         f'{path} is an adapter of kind {kind!r}, which is no prompt. Prompts are '
         f'{", ".join(_METHODS)}.'

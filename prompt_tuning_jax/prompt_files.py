@@ -20,7 +20,8 @@ from prompt_tuning_jax.artifact import (
     save_prompt,
 )
 from prompt_tuning_jax.checkpoints import orbax, t5x
-from prompt_tuning_jax.checkpoints.source import written_whole
+from prompt_tuning_jax.checkpoints.source import damage_named, written_whole
+from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.typing import Injection
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def load_prompt(path: str | os.PathLike[str]) -> Prompt:
       (which is never opened), or holds numbers that are not finite.
   """
   path = os.fspath(path)
+  with damage_named(path):
+    return _load(path)
+
+
+def _load(path: str) -> Prompt:
   if os.path.isdir(path):
     return _load_directory(path)
   if not os.path.isfile(path):
@@ -133,6 +139,15 @@ def export_prompt(
     FileExistsError, OSError: if it cannot be written.
   """
   export_path = os.fspath(export_path)
+  if is_remote(export_path):
+    raise ValueError(
+        f'{export_path} is not on this machine. Write to a path here and copy it.'
+    )
+  if export_path.endswith('.safetensors'):
+    raise ValueError(
+        f'{export_path} is called like an artifact, which the prompt is already. EXPORT_PATH '
+        'is the directory of a PEFT adapter, or a file that ends in .npy.'
+    )
   if not export_path.endswith('.npy'):
     peft.save_adapter(export_path, prompt, backbone, base_model=base_model)
     return
@@ -142,6 +157,11 @@ def export_prompt(
     raise ValueError(
         f'{prompt.source or "The prompt"} is {prompt.injection}; a .npy file holds a soft '
         'prompt [P, D] and nothing else. Keep the artifact.'
+    )
+  if prompt.manifest.placement not in ('', 'prefix'):
+    raise ValueError(
+        f'{prompt.source or "The prompt"} has virtual tokens elsewhere than in front '
+        f'({prompt.manifest.placement}), which a .npy file cannot say. Keep the artifact.'
     )
   if os.path.lexists(export_path):
     raise FileExistsError(f'{export_path} exists already and is not overwritten.')
@@ -173,7 +193,7 @@ def _load_npy(path: str) -> Prompt:
   try:
     # Mapping the file refuses objects, and headers that claim more than it holds.
     array = np.array(np.load(path, mmap_mode='r', allow_pickle=False))
-  except (ValueError, OSError, EOFError, OverflowError) as error:
+  except Exception as error:  # numpy parses the header with Python's own tokeniser.
     raise ValueError(
         f'{path} cannot be read as an array ({error}). If it holds Python objects, they '
         'are a pickle, which could run any code and is never opened; else it was probably '

@@ -234,3 +234,29 @@ def test_the_commands_hand_a_prompt_to_peft_and_take_it_back(backbone_dir, tmp_p
   assert load_prompt(back).manifest.created_by.startswith('prompt-tuning import')
   assert run('export', f'PROMPT_FILE={artifact}') == 2
   assert 'Neither CHECKPOINT_PATH' in capsys.readouterr().err
+
+
+def test_what_an_array_cannot_say_and_where_nothing_can_be_written(backbone, tmp_path):
+  suffix = Manifest(num_virtual_tokens=5, placement='suffix')
+  prompt = Prompt(Injection(virtual_embeddings=ROWS), suffix)
+  with pytest.raises(ValueError, match='elsewhere than in front .suffix., which a .npy'):
+    export_prompt(prompt, tmp_path / 'p.npy', backbone)
+  prompt = Prompt(Injection(virtual_embeddings=ROWS), Manifest(num_virtual_tokens=5))
+  with pytest.raises(ValueError, match='gs://b/x is not on this machine'):
+    export_prompt(prompt, 'gs://b/x', backbone)
+  with pytest.raises(ValueError, match='called like an artifact'):
+    export_prompt(prompt, tmp_path / 'p.safetensors', backbone)
+  assert not list(tmp_path.iterdir())
+
+
+def test_import_and_export_leave_what_is_there(backbone_dir, tmp_path, capsys):
+  artifact, *_ = forms(tmp_path, load_backbone(backbone_dir))
+  (tmp_path / 'precious.txt').write_text('precious')
+  model = f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}'
+  for argv in (
+      ['import', f'--gin.IMPORT_PATH={artifact}', f'--gin.PROMPT_FILE={tmp_path}/precious.txt'],
+      ['export', f'--gin.PROMPT_FILE={artifact}', f'--gin.EXPORT_PATH={tmp_path}/precious.txt'],
+  ):
+    assert cli.main([argv[0], model, *argv[1:]]) == 2
+    assert 'precious.txt exists already' in capsys.readouterr().err
+  assert (tmp_path / 'precious.txt').read_text() == 'precious'

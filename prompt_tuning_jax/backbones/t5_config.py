@@ -22,7 +22,8 @@ class T5Config:
       checkpoint stores it; every published T5 uses 128.
     mlp_activations: ('gelu', 'linear') for T5 1.1, ('relu',) for T5 1.0.
     tied_embeddings: whether the output layer is the embedding table (T5 1.0).
-    scale_decoder_outputs: whether tied logits are scaled by d_model**-0.5 (T5 1.0).
+    scale_decoder_outputs: whether outputs are scaled by d_model**-0.5 before the logits
+      (T5 1.0, whose embeddings are tied).
     relpos_per_layer: whether every layer has its own bias table (umT5).
   """
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 from prompt_tuning_jax.checkpoints import hf, load, native, t5x
 from prompt_tuning_jax.checkpoints.source import cast
+from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 FORMATS = ('native', 'hf', 't5x')
@@ -47,8 +49,22 @@ def convert(
     raise ValueError(f'format is {format!r}; it may be {", ".join(map(repr, FORMATS))}.')
   if dtype is not None:
     load.check_dtype('dtype', dtype)
+  check_output(output_dir, format)
   checkpoint = load.open_checkpoint(load.find(where), max_distance)
   vocabulary = load.vocabulary_of(checkpoint, vocabulary)
+  if checkpoint.prompts:
+    warnings.warn(
+        f'{checkpoint.path} holds a prompt ({", ".join(checkpoint.prompts)}), which is not '
+        'part of the backbone and is left out. `prompt-tuning import` makes an artifact of '
+        'it.',
+        stacklevel=2,
+    )
+  if vocabulary is None and format != 't5x':
+    warnings.warn(
+        f'No vocabulary lies beside {checkpoint.path}, so that none goes along. Name its '
+        'SentencePiece model (VOCABULARY) to have it written too.',
+        stacklevel=2,
+    )
   weights = cast(checkpoint.weights, dtype)
   if format == 'native':
     native.write_native(output_dir, checkpoint.config, weights, vocabulary)
@@ -57,3 +73,24 @@ def convert(
   else:
     t5x.write_t5x(output_dir, checkpoint.config, weights, step=checkpoint.step or 0)
   return os.fspath(output_dir)
+
+
+def check_output(output_dir: str | os.PathLike[str], format: str) -> None:
+  """Refuses a place that is not on this machine, or has something else in it.
+
+  Raises:
+    ValueError: if it is a URL.
+    FileExistsError: if it is a file, or a directory with anything in it but, where that is
+      written, a backbone in the library's own layout.
+  """
+  if is_remote(output_dir):
+    raise ValueError(
+        f'{os.fspath(output_dir)} is not on this machine. Write to a folder here and copy it.'
+    )
+  if not os.path.lexists(output_dir) or (format == 'native' and native.is_native(output_dir)):
+    return
+  if not os.path.isdir(output_dir) or os.listdir(output_dir):
+    raise FileExistsError(
+        f'{os.fspath(output_dir)} exists already and is not overwritten. Name another '
+        'directory, or remove that one.'
+    )

@@ -50,6 +50,17 @@ _MODEL_TYPES = {
     'mt5': 'mT5',
     'umt5': 'umT5, with a relative bias in every layer',
 }
+_SIZES = (
+    'vocab_size',
+    'd_model',
+    'd_kv',
+    'd_ff',
+    'num_heads',
+    'num_layers',
+    'num_decoder_layers',
+    'relative_attention_num_buckets',
+    'relative_attention_max_distance',
+)
 _ACTIVATIONS = {'relu': ('relu',), 'gated-gelu': ('gelu', 'linear')}
 _EPSILON = 1e-6
 # What a tokenizer_config.json calls ByT5's vocabulary, which needs no file.
@@ -83,6 +94,12 @@ def read_hf(directory: str | os.PathLike[str]) -> Checkpoint:
     )
   tied = _is_tied(stored, embedding, description, directory)
   config = _config(description, tied, directory)
+  if max(config.num_encoder_layers, config.num_decoder_layers) > len(stored):
+    raise ValueError(
+        f'{directory}/config.json says {config.num_encoder_layers:,} and '
+        f'{config.num_decoder_layers:,} layers, but there are {len(stored):,} arrays. They '
+        'are not of one model.'
+    )
 
   used = {embedding, _OUTPUT if tied else embedding, _STRAY}
   for copy in _EMBEDDING_COPIES:
@@ -190,7 +207,12 @@ def _describe(config: T5Config, stored: Weights) -> dict[str, Any]:
         f'A T5 with the activations {config.mlp_activations} cannot be written as a Hugging '
         f'Face model, which knows {", ".join(map(str, _ACTIVATIONS.values()))}.'
     )
-  scaled = config.tied_embeddings and config.scale_decoder_outputs
+  scaled = config.scale_decoder_outputs
+  if scaled and not config.tied_embeddings:
+    raise ValueError(
+        'An output layer of its own with scaled outputs is a T5 that transformers 4 and 5 '
+        "compute differently. Write it as 'native'."
+    )
   model_type = 'umt5' if config.relpos_per_layer else 't5'
   return {
       'architectures': [f'{model_type.upper()}ForConditionalGeneration'],
@@ -262,13 +284,27 @@ def _write_json(directory: str, name: str, content: Mapping[str, Any]) -> None:
 
 def _check_description(description: Mapping[str, Any], directory: str) -> None:
   model_type = description.get('model_type')
-  if model_type not in _MODEL_TYPES:
+  if not isinstance(model_type, str) or model_type not in _MODEL_TYPES:
     known = ', '.join(f'{name!r} ({what})' for name, what in _MODEL_TYPES.items())
     raise ValueError(
         f'{directory}/config.json has model_type {model_type!r}; this version reads {known}.'
     )
+  for name in _SIZES:
+    value = description.get(name)
+    # Old files leave out num_decoder_layers and the two of the relative positions.
+    if value is not None and (type(value) is not int or value < 1):
+      raise ValueError(
+          f'{directory}/config.json has {name} {value!r}; a whole number of at least 1 was '
+          'expected. Fetch it again.'
+      )
+  scaled = description.get('scale_decoder_outputs')
+  if scaled is not None and not isinstance(scaled, bool):
+    raise ValueError(
+        f'{directory}/config.json has scale_decoder_outputs {scaled!r}; true or false was '
+        'expected. Fetch it again.'
+    )
   epsilon = description.get('layer_norm_epsilon', _EPSILON)
-  if not np.isclose(epsilon, _EPSILON, rtol=1e-3, atol=0):
+  if not isinstance(epsilon, float) or not np.isclose(epsilon, _EPSILON, rtol=1e-3, atol=0):
     raise ValueError(
         f'{directory}/config.json has layer_norm_epsilon {epsilon}; every T5 uses '
         f'{_EPSILON}, and the backbone knows no other.'
@@ -281,15 +317,15 @@ def _check_description(description: Mapping[str, Any], directory: str) -> None:
 
 def _config(description: Mapping[str, Any], tied: bool, directory: str) -> T5Config:
   activation = description.get('feed_forward_proj', 'relu')
-  if activation not in _ACTIVATIONS:
+  if not isinstance(activation, str) or activation not in _ACTIVATIONS:
     raise ValueError(
         f'{directory}/config.json has feed_forward_proj {activation!r}; this version '
         f'knows {", ".join(map(repr, _ACTIVATIONS))}.'
     )
   # transformers scales tied outputs unless the newer key says otherwise; mT5's never.
-  scaled = description['model_type'] != 'mt5' and description.get(
-      'scale_decoder_outputs', tied and description.get('tie_word_embeddings', True)
-  )
+  said = description.get('scale_decoder_outputs')
+  by_default = tied and description.get('tie_word_embeddings', True)
+  scaled = description['model_type'] != 'mt5' and (by_default if said is None else said)
   try:
     layers = description['num_layers']
     return T5Config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -57,25 +58,37 @@ def fetch(repository: str) -> str:
         f'{repository} is a model of the Hugging Face hub, and downloading it needs '
         'huggingface_hub: pip install huggingface_hub. Or name a folder that holds it.'
     ) from error
+  with contextlib.suppress(Exception):  # Whatever the client raises: it is not here yet.
+    folder = hub.snapshot_download(repository, local_files_only=True)
+    if 'config.json' in os.listdir(folder) and _weights(os.listdir(folder)):
+      return folder
   try:
     files = hub.list_repo_files(repository)
-    return hub.snapshot_download(repository, allow_patterns=_needed(files, repository))
-  except (OSError, hub.errors.HfHubHTTPError) as error:
+    needed = _needed(files, repository)
+    return hub.snapshot_download(repository, allow_patterns=needed)
+  except ValueError:
+    raise
+  except Exception as error:  # The client's own, and those of the HTTP library of the day.
+    reason = (str(error).splitlines() or [''])[0]
     raise OSError(
         f'{repository} could not be fetched from the Hugging Face hub '
-        f'({type(error).__name__}: {str(error).splitlines()[0]}). Check the name and the '
-        'network, or name a folder that holds the model.'
+        f'({type(error).__name__}: {reason}). Check the name and the network, or name a '
+        'folder that holds the model.'
     ) from error
 
 
 def _needed(files: Sequence[str], repository: str) -> list[str]:
-  for pattern in _WEIGHTS:
-    weights = [name for name in files if re.fullmatch(pattern, os.path.basename(name))]
-    # In the repository's root; folders in it hold other forms.
-    weights = [name for name in weights if '/' not in name]
-    if weights:
-      return [*weights, *(name for name in _DESCRIPTIONS if name in files)]
+  if weights := _weights(files):
+    return [*weights, *(name for name in _DESCRIPTIONS if name in files)]
   raise ValueError(
       f'{repository} holds neither model.safetensors nor pytorch_model.bin. Found '
       f'{", ".join(list(files)[:6])}.'
   )
+
+
+def _weights(files: Sequence[str]) -> list[str]:
+  """The files of the weights, in the first form there is; folders hold others."""
+  for pattern in _WEIGHTS:
+    if found := [name for name in files if re.fullmatch(pattern, name)]:
+      return found
+  return []

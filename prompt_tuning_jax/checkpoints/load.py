@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, hub, native, orbax, placing, t5x
-from prompt_tuning_jax.checkpoints.source import Checkpoint, fingerprint
+from prompt_tuning_jax.checkpoints.source import Checkpoint, damage_named, fingerprint
 from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.data import byte_vocabulary
 from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
@@ -200,6 +200,11 @@ def open_checkpoint(path: str, max_distance: int | None = None) -> Checkpoint:
     FileNotFoundError: if a file of it is missing.
     ValueError: if the format is unknown or not supported, or files are damaged.
   """
+  with damage_named(path):
+    return _open(path, max_distance)
+
+
+def _open(path: str, max_distance: int | None) -> Checkpoint:
   if is_remote(path):
     return t5x.read_t5x(path, max_distance=max_distance)
   held = set(os.listdir(path))
@@ -244,7 +249,8 @@ def vocabulary_of(
       has more ids than the embedding has rows.
   """
   if not isinstance(given, Vocabulary):
-    given = _find_vocabulary(checkpoint, given)
+    with damage_named(checkpoint.path):
+      given = _find_vocabulary(checkpoint, given)
   if given is not None:
     _check_recorded(given, checkpoint)
     native.check_vocabulary(given, checkpoint.config.vocab_size)
@@ -309,9 +315,14 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
   try:
     path = os.path.join(checkpoint.path, 'tokenizer_config.json')
     with open(path, encoding='utf-8') as file:
-      return json.load(file)
+      described = json.load(file)
   except FileNotFoundError:
     return {}
+  except ValueError as error:
+    raise ValueError(f'{path} is not JSON ({error}). Fetch or copy it again.') from error
+  if not isinstance(described, dict):
+    raise ValueError(f'{path} is not a JSON object. Fetch or copy it again.')
+  return described
 
 
 def _name(path: str) -> str:

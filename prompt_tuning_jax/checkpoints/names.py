@@ -319,7 +319,13 @@ def config_from_shapes(
 
 def _depth(specs: Mapping[str, tuple[int, ...]], stack: str) -> int:
   layers = (re.match(rf'{stack}/layers_(\d+)/', name) for name in specs)
-  return max((int(match.group(1)) + 1 for match in layers if match), default=0)
+  depth = max((int(match.group(1)) + 1 for match in layers if match), default=0)
+  if depth > len(specs):
+    raise ValueError(
+        f'The checkpoint names the layer {depth - 1:,} of its {stack}, but holds '
+        f'{len(specs):,} arrays. They are not of one model.'
+    )
+  return depth
 
 
 def _specs(flat: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -33,10 +33,10 @@ _MODEL = 'target/'
 
 def is_orbax(directory: str | os.PathLike[str]) -> bool:
   """Whether a directory looks like an Orbax checkpoint, or one of T5X's steps with one."""
-  held = set(os.listdir(directory))
-  return bool(held & set(_MARKS)) or (
-      _STATE in held and bool(set(os.listdir(os.path.join(directory, _STATE))) & set(_MARKS))
-  )
+  if set(os.listdir(directory)) & set(_MARKS):
+    return True
+  state = os.path.join(directory, _STATE)
+  return os.path.isdir(state) and bool(set(os.listdir(state)) & set(_MARKS))
 
 
 def read_orbax(

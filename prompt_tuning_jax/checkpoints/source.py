@@ -39,6 +39,25 @@ _STORED_DTYPES = {
 _STORED_NAMES = {dtype: name for name, dtype in _STORED_DTYPES.items()}
 
 
+# What reading raises where a description has other types or sizes than it should.
+_MISREAD = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError
+)
+
+
+@contextlib.contextmanager
+def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Whatever a file's content makes a reader trip over becomes a ValueError that names it."""
+  try:
+    yield
+  except _MISREAD as error:
+    raise ValueError(
+        f'{os.fspath(path)} is damaged, or not what it says it is: a value in it is of '
+        f'another kind than was expected ({type(error).__name__}: {str(error)[:200]}). Fetch '
+        'or copy it again.'
+    ) from error
+
+
 class Weights(Mapping[str, np.ndarray]):
   """Arrays by name, each read from disk when it is asked for (and not kept).
 
@@ -188,12 +207,12 @@ def fingerprint(weights: Mapping[str, np.ndarray | Array]) -> str:
   Args:
     weights: arrays under their per-layer T5X names.
   """
-  digest = hashlib.sha256()
-  for name in sorted(weights):
+  lines = []
+  for name in weights:  # In the order in which they are quickest to read.
     array = np.ascontiguousarray(np.asarray(weights[name]), dtype='<f4')
     content = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
-    digest.update(f'{name} {list(array.shape)} {content}\n'.encode())
-  return digest.hexdigest()
+    lines.append(f'{name} {list(array.shape)} {content}\n')
+  return hashlib.sha256(''.join(sorted(lines)).encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -65,6 +65,13 @@ class Folder:
   @functools.cached_property
   def files(self) -> frozenset[str]:
     """Paths of all files in it, folders included, relative to it."""
+    if self._spec['driver'] == 'file':  # tensorstore does not follow links.
+      root = self._spec['path']
+      return frozenset(
+          os.path.relpath(os.path.join(folder, name), root)
+          for folder, _, names in os.walk(root, followlinks=True)
+          for name in names
+      )
     keys = self._result(self._store.list(), '')
     return frozenset(key.decode() for key in keys)
 

@@ -6,10 +6,10 @@ the large ones, placeholders that name a zarr array in a directory beside it.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -175,6 +175,23 @@ def write_t5x(
         'T5X scales the output of a tied T5 by 1/sqrt(d_model), which this model does not: '
         "T5X would compute other logits with its weights. Write it as 'hf' or 'native'."
     )
+  read_back = names.config_from_shapes(weights)
+  if (config.mlp_activations, config.scale_decoder_outputs) != (
+      read_back.mlp_activations, read_back.scale_decoder_outputs
+  ):
+    raise ValueError(
+        f'A T5X checkpoint does not say that a model has the activations '
+        f'{config.mlp_activations} and scale_decoder_outputs={config.scale_decoder_outputs}; '
+        f'read back, this one would have {read_back.mlp_activations} and '
+        f"{read_back.scale_decoder_outputs}. Write it as 'hf' or 'native'."
+    )
+  if config.relpos_max_distance != read_back.relpos_max_distance:
+    warnings.warn(
+        'A T5X checkpoint does not record the maximal relative distance, which is '
+        f'{config.relpos_max_distance} here and not 128: load {os.fspath(directory)} with '
+        f'max_distance={config.relpos_max_distance}.',
+        stacklevel=2,
+    )
   with directory_written_whole(directory) as unfinished:
     leaves = {}
     for name, spec in weights.specs.items():
@@ -240,14 +257,19 @@ def _unscanned(arrays: Weights) -> Weights:
       places[layer_name] = name, layer
       per_layer[layer_name] = jax.ShapeDtypeStruct(shape, spec.dtype)
 
-  # The layers of an array are asked for one after the other.
-  read_once = functools.lru_cache(maxsize=1)(arrays.__getitem__)
+  held: dict[str, np.ndarray] = {}
 
   def read_layer(layer_name: str) -> np.ndarray:
     name, layer = places[layer_name]
     if layer is None:
       return arrays[name]
-    return read_once(name)[:, layer].reshape(per_layer[layer_name].shape)
+    # Whoever reads in order asks for the layers of an array one after the other; it is
+    # kept until the last of them.
+    if name not in held:
+      held.clear()
+      held[name] = arrays[name]
+    stacked = held[name] if layer < arrays.specs[name].shape[1] - 1 else held.pop(name)
+    return stacked[:, layer].reshape(per_layer[layer_name].shape)
 
   return Weights(per_layer, read_layer)
 

@@ -2,7 +2,8 @@
 
 Such a file is a Python pickle, and a pickle is a program. Here an interpreter of its own
 knows the few instructions that build tensors, dictionaries and plain values, and refuses
-all others; nothing that a file names is imported or called. Both layouts are read: the zip archive of PyTorch 1.6 and later, and the older single stream.
+all others; nothing that a file names is imported or called. Both layouts are read: the zip
+archive of PyTorch 1.6 and later, and the older single stream.
 """
 
 from __future__ import annotations

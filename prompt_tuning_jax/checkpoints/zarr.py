@@ -45,7 +45,17 @@ def check_array(
         f'{metadata_path} does not describe a zarr array ({error!r}); it was probably cut '
         'off. Copy the checkpoint again.'
     ) from error
+  if any(chunk < 1 for chunk in chunk_shape) or len(chunk_shape) != len(shape):
+    raise ValueError(
+        f'{metadata_path} says chunks of {list(chunk_shape)} for the shape {list(shape)}; it '
+        'is damaged. Copy the checkpoint again.'
+    )
   counts = [math.ceil(n / chunk) for n, chunk in zip(shape, chunk_shape, strict=True)]
+  if math.prod(counts) > len(folder.files):
+    raise FileNotFoundError(
+        f'{folder.path(store)} should have {math.prod(counts):,} chunks, and most are missing: '
+        'the checkpoint was not copied completely. Copy it again.'
+    )
   for position in itertools.product(*map(range, counts)):
     chunk = name_chunk(position)
     if f'{store}/{chunk}' not in folder.files:

@@ -177,6 +177,8 @@ def _check_export(
         f'PROMPT_FILE is {output!r}, but export needs it: the artifact to write, or the one '
         'that goes to EXPORT_PATH. Set --gin.PROMPT_FILE=PATH.'
     )
+  if export_path and os.path.lexists(export_path):
+    raise FileExistsError(f'EXPORT_PATH {export_path} exists already and is not overwritten.')
   if checkpoint_path:
     _check_checkpoint(checkpoint_path)
   elif export_path:
@@ -188,20 +190,31 @@ def _check_export(
     )
 
 
-def _check_import(*, backbone: Backbone, import_path: str, **others: Any) -> None:
+def _check_import(
+    *, backbone: Backbone, import_path: str, output: str, **others: Any
+) -> None:
   del others
-  load_prompt(import_path).injection.check(backbone.spec)
+  if os.path.lexists(output):
+    raise FileExistsError(
+        f'PROMPT_FILE {output} exists already and is not overwritten. Name the artifact to '
+        'write, or remove that file.'
+    )
+  prompt = load_prompt(import_path)
+  try:
+    prompt.injection.check(backbone.spec)
+  except ValueError as error:
+    raise ValueError(f'IMPORT_PATH {import_path}: {error}') from error
 
 
 def _check_convert(
-    *, where: str, format: str, dtype: str | None = None, **others: Any
+    *, where: str, output_dir: str, format: str, dtype: str | None = None, **others: Any
 ) -> None:
-  del others
   _check_choice('OUTPUT_FORMAT', format, convert.FORMATS)
+  convert.check_output(output_dir, format)
   if dtype is not None:
     load.check_dtype('OUTPUT_DTYPE', dtype)
   if not load.is_elsewhere(where):
-    load.find(where)
+    load.open_checkpoint(load.find(where), others.get('max_distance'))
 
 
 def _check_pretrain(

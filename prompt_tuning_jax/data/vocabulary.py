@@ -1,7 +1,8 @@
 """SentencePiece vocabularies as T5 uses them, without seqio or TensorFlow.
 
 T5 appends `extra_ids` sentinels behind the pieces: `<extra_id_0>` has the
-highest id and they count down from there (Raffel et al., 2020, section 3.1.4).
+highest id and they count down from there (Raffel et al., 2020, section 3.1.4). Some
+files, such as mT5's, hold the sentinels as pieces already; nothing is appended to those.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Vocabulary:
 
   Attributes:
     path: the SentencePiece model file.
-    extra_ids: how many sentinels stand behind the pieces.
+    extra_ids: how many sentinels stand behind the pieces; 0 where they are pieces.
     pad_id: 0, eos_id: 1, unk_id: 2, as in every T5 vocabulary.
   """
 
@@ -61,6 +62,19 @@ class Vocabulary:
           f'{self.path} has (pad, eos, unk) = {found}, but T5 needs (0, 1, 2). Train it '
           'with pad_id=0, eos_id=1, unk_id=2, bos_id=-1.'
       )
+    self._own_sentinels = self._find_own_sentinels()
+    if self._own_sentinels:
+      self.extra_ids = 0
+
+  def _find_own_sentinels(self) -> list[int]:
+    """Ids of the sentinels among the pieces, `<extra_id_0>` first; they are the last."""
+    found: dict[int, int] = {}
+    for token in range(self.num_pieces - 1, -1, -1):
+      match = _SENTINEL.fullmatch(self._processor.id_to_piece(token).lstrip('▁'))
+      if match is None:
+        break
+      found[int(match.group(1))] = token
+    return [found[number] for number in sorted(found)]
 
   def __repr__(self) -> str:
     return f'Vocabulary({self.path!r}, {self.num_pieces:,} pieces + {self.extra_ids} sentinels)'
@@ -78,7 +92,7 @@ class Vocabulary:
   @property
   def sentinel_ids(self) -> list[int]:
     """Ids of `<extra_id_0>`, `<extra_id_1>`, …: the highest first."""
-    return list(range(self.size - 1, self.num_pieces - 1, -1))
+    return self._own_sentinels or list(range(self.size - 1, self.num_pieces - 1, -1))
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -96,12 +110,13 @@ class Vocabulary:
     """
     ids: list[int] = []
     start = 0
+    sentinels = self.sentinel_ids
     for match in _SENTINEL.finditer(text):
       number = int(match.group(1))
-      if number >= self.extra_ids:
+      if number >= len(sentinels):
         continue
       ids += self._processor.encode(text[start : match.start()])
-      ids.append(self.size - 1 - number)
+      ids.append(sentinels[number])
       start = match.end()
     return ids + self._processor.encode(text[start:])
 

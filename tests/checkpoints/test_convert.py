@@ -16,6 +16,9 @@ from prompt_tuning_jax.typing import Batch
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG, assert_close
 
+# The random models here have none, unless a test is about it.
+pytestmark = pytest.mark.filterwarnings('ignore:No vocabulary lies beside')
+
 FAMILIES = samples.CONFIGS | {
     'tied and not scaled': dataclasses.replace(TINY_CONFIG, tied_embeddings=True),
 }
@@ -68,7 +71,8 @@ def test_a_table_that_is_tied_but_not_scaled_is_written_twice_for_transformers(t
 def test_a_real_t5x_checkpoint_goes_through_hugging_face_and_back(shared_data, tmp_path):
   real = shared_data / 't5' / 'test_t5_1_1_tiny' / 'checkpoint_3'
   there = convert(real, tmp_path / 'hf', 'hf', max_distance=8)
-  back = convert(there, tmp_path / 'checkpoint_3', 't5x')
+  with pytest.warns(UserWarning, match='max_distance=8'):
+    back = convert(there, tmp_path / 'checkpoint_3', 't5x')
   expected = t5x.read_t5x(real, max_distance=8)
   found = t5x.read_t5x(back, max_distance=8)
   assert found.config == expected.config
@@ -101,6 +105,12 @@ def test_the_vocabulary_goes_along(tmp_path):
   assert described['extra_ids'] == vocabulary.extra_ids
   back = load.load_backbone(convert(there, tmp_path / 'back', 'native'))
   assert back.vocabulary.fingerprint == vocabulary.fingerprint
+
+
+def test_that_there_is_no_vocabulary_is_said(tmp_path):
+  start = written_natively(tmp_path / 'start', TINY_CONFIG)
+  with pytest.warns(UserWarning, match='No vocabulary lies beside .*start.*VOCABULARY'):
+    convert(start, tmp_path / 'hf', 'hf')
 
 
 def test_a_model_larger_than_a_shard_is_written_in_several(tmp_path):
@@ -154,6 +164,45 @@ def test_unknown_formats_and_places_are_named(tmp_path):
     convert('nanoo', tmp_path / 'out', 'hf')
 
 
+def test_a_distance_that_t5x_does_not_record_is_not_lost_without_a_word(tmp_path):
+  config = dataclasses.replace(TINY_CONFIG, relpos_max_distance=64)
+  start = written_natively(tmp_path / 'start', config)
+  with pytest.warns(UserWarning, match='is 64 here and not 128: load .* max_distance=64'):
+    folder = convert(start, tmp_path / 't5x', 't5x')
+  assert load.open_checkpoint(folder, 64).config == config
+
+
+def test_scaled_outputs_of_an_untied_model_stay_in_our_layout(tmp_path):
+  config = dataclasses.replace(TINY_CONFIG, scale_decoder_outputs=True)
+  start = written_natively(tmp_path / 'start', config)
+  for format, message in (('hf', 'transformers 4 and 5'), ('t5x', 'does not say')):
+    with pytest.raises(ValueError, match=message):
+      convert(start, tmp_path / 'out', format)
+  assert load.open_checkpoint(convert(start, tmp_path / 'own', 'native')).config == config
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_other_things_and_other_machines_are_not_written_to(format, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  start = written_natively(tmp_path / 'start', TINY_CONFIG)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'spiece.model').write_bytes(b'precious')
+  with pytest.raises(FileExistsError, match='mine exists already'):
+    convert(start, tmp_path / 'mine', format)
+  assert (tmp_path / 'mine' / 'spiece.model').read_bytes() == b'precious'
+  with pytest.raises(ValueError, match='gs://b/o is not on this machine'):
+    convert(start, 'gs://b/o', format)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['mine', 'start']
+
+
+def test_a_prompt_in_the_checkpoint_is_left_out_with_a_warning(tmp_path):
+  flat = names.flatten_to_t5x(samples.random_params(TINY_CONFIG), TINY_CONFIG)
+  prompt = {'encoder/prompt/prompt/prompt': np.ones((3, 16), np.float32)}
+  folder = samples.write_t5x(tmp_path / 'checkpoint_7', flat | prompt)
+  with pytest.warns(UserWarning, match='holds a prompt .*prompt-tuning import'):
+    assert_same_arrays(arrays_of(convert(folder, tmp_path / 'copy', 't5x')), flat)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('family', FAMILIES)
 def test_transformers_computes_the_same_logits(family, tmp_path):
@@ -164,8 +213,10 @@ def test_transformers_computes_the_same_logits(family, tmp_path):
   model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
       convert(start, tmp_path / 'hf', 'hf')
   )
-  inputs = np.array([[5, 17, 30, 44, 9, 1], [7, 8, 1, 0, 0, 0]], np.int32)
-  decoder = np.array([[0, 12, 3], [0, 40, 9]], np.int32)
+  rng = np.random.default_rng(0)
+  inputs = rng.integers(2, config.vocab_size, (2, 90), dtype=np.int32)
+  inputs[1, 70:] = 0
+  decoder = np.pad(rng.integers(2, config.vocab_size, (2, 70), dtype=np.int32), ((0, 0), (1, 0)))
   with torch.no_grad():
     expected = model.eval()(
         input_ids=torch.tensor(inputs),

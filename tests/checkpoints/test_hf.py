@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, names
+from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.typing import Batch, Injection
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG, assert_close, prepend_virtual
@@ -343,3 +344,34 @@ def test_weights_that_are_not_floating_point_are_refused(tensors, tmp_path):
   folder = samples.write_hf(tmp_path / 'hf', samples.hf_description(TINY_CONFIG), tensors)
   with pytest.raises(ValueError, match='lm_head.weight is stored as I8'):
     hf.read_hf(folder)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'num_layers': 2.0}, 'num_layers 2.0; a whole number'),
+        ({'num_layers': 10**9}, 'says 1,000,000,000 and 1,000,000,000 layers, but'),
+        ({'vocab_size': '64'}, "vocab_size '64'; a whole number"),
+        ({'relative_attention_max_distance': -5}, 'max_distance -5; a whole number'),
+        ({'model_type': []}, 'has model_type'),
+        ({'feed_forward_proj': []}, 'has feed_forward_proj'),
+        ({'layer_norm_epsilon': 'a'}, 'has layer_norm_epsilon a'),
+        ({'scale_decoder_outputs': 'no'}, "scale_decoder_outputs 'no'; true or false"),
+    ],
+)
+def test_descriptions_of_other_types_are_refused(tensors, changes, message, tmp_path):
+  description = samples.hf_description(TINY_CONFIG) | changes
+  if 'num_layers' in changes:
+    del description['num_decoder_layers']
+  folder = samples.write_hf(tmp_path / 'hf', description, tensors)
+  with pytest.raises(ValueError, match=message):
+    hf.read_hf(folder)
+
+
+@pytest.mark.parametrize('content', ['[1]', '{"extra_ids": null}', '{', '[' * 100_000])
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer_config.json'])
+def test_descriptions_that_are_none_are_named(tensors, name, content, tmp_path):
+  folder = samples.write_hf(tmp_path / 'hf', samples.hf_description(TINY_CONFIG), tensors)
+  (folder / name).write_text(content)
+  with pytest.raises(ValueError, match='tmp|config.json'):
+    load_backbone(folder)

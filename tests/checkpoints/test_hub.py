@@ -32,7 +32,11 @@ def fake_hub(tmp_path, monkeypatch):
       raise HfHubHTTPError(f'404: no repository {repository}\nand more')
     return [path.name for path in folder.iterdir()]
 
-  def snapshot_download(repository, allow_patterns):
+  def snapshot_download(repository, allow_patterns=None, local_files_only=False):
+    if local_files_only:
+      if module.downloaded and module.keeps:
+        return str(folder)
+      raise FileNotFoundError('nothing of it is on this machine')
     module.downloaded.append((repository, sorted(allow_patterns)))
     return str(folder)
 
@@ -40,6 +44,7 @@ def fake_hub(tmp_path, monkeypatch):
   module.list_repo_files, module.snapshot_download = list_repo_files, snapshot_download
   module.errors = types.SimpleNamespace(HfHubHTTPError=HfHubHTTPError)
   module.downloaded, module.folder, module.tensors = [], folder, tensors
+  module.keeps = False
   monkeypatch.setitem(sys.modules, 'huggingface_hub', module)
   monkeypatch.chdir(tmp_path)
   return module
@@ -70,6 +75,21 @@ def test_a_hub_that_fails_and_one_that_is_missing_are_explained(fake_hub, monkey
     load_backbone('google/t6')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(FileNotFoundError, match='pip install huggingface_hub'):
+    load_backbone('t5_1_1_lm100k_base')
+
+
+def test_what_was_fetched_before_needs_no_network(fake_hub, monkeypatch):
+  fake_hub.keeps = True
+  load_backbone('google/t5-base-lm-adapt')
+
+  def refuse(repository):
+    raise RuntimeError('no network, says the HTTP library of the day')
+
+  monkeypatch.setattr(fake_hub, 'list_repo_files', refuse)
+  assert load_backbone('t5_1_1_lm100k_base').module.config == TINY_CONFIG
+  assert len(fake_hub.downloaded) == 1
+  fake_hub.keeps = False
+  with pytest.raises(OSError, match='could not be fetched .*RuntimeError: no network'):
     load_backbone('t5_1_1_lm100k_base')
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax.backbones.t5 import T5
-from prompt_tuning_jax.checkpoints import names, t5x
+from prompt_tuning_jax.checkpoints import names, source, t5x, zarr
+from prompt_tuning_jax.checkpoints.load import open_checkpoint
 from prompt_tuning_jax.typing import Injection
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG, assert_close, prepend_virtual, recorded_batch
@@ -158,3 +159,49 @@ def test_arrays_that_are_not_of_one_model_are_all_listed(flat, tmp_path):
   assert 'decoder/layers_1/mlp/wi_1/kernel: expected [16, 24], but it is missing' in str(
       error.value
   )
+
+
+def test_stores_may_be_links(written, flat, tmp_path):
+  (tmp_path / 'linked').mkdir()
+  for path in written.iterdir():
+    (tmp_path / 'linked' / path.name).symlink_to(path)
+  weights = t5x.read_t5x(tmp_path / 'linked').weights
+  for name, array in flat.items():
+    np.testing.assert_array_equal(weights[name], array)
+
+
+def test_a_stack_of_layers_is_read_once_for_all_of_them(tmp_path, monkeypatch):
+  config = dataclasses.replace(TINY_CONFIG, relpos_per_layer=True)
+  flat = names.flatten_to_t5x(samples.random_params(config), config)
+  folder = samples.write_t5x(tmp_path / 'scanned', samples.scanned(flat, config))
+  reads = []
+  read = zarr.read_array
+  monkeypatch.setattr(zarr, 'read_array', lambda f, s: reads.append(s) or read(f, s))
+  weights = t5x.read_t5x(folder).weights
+  names.stack_from_t5x(weights, config)
+  assert len(reads) == len(set(reads))
+  reads.clear()
+  assert source.fingerprint(weights) == source.fingerprint(flat)
+  assert len(reads) == len(set(reads))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'chunks': [0, 1]}, r'chunks of \[0, 1\]'),
+        ({'chunks': ['a', 'b']}, 'is damaged, or not what it says'),
+        ({'chunks': [1]}, r'chunks of \[1\] for the shape'),
+        ({'chunks': [1, 1], 'shape': [10**10, 10**10]}, 'most are missing'),
+    ],
+)
+def test_hostile_descriptions_of_chunks_are_refused(copy, changes, message):
+  path = copy / EMBEDDING / '.zarray'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    open_checkpoint(str(copy))
+
+
+def test_a_layer_of_a_huge_number_is_refused_at_once(flat, tmp_path):
+  strange = flat | {'encoder/layers_999999999/mlp/wo/kernel': np.ones((24, 16), np.float32)}
+  with pytest.raises(ValueError, match='names the layer 999,999,999 of its encoder'):
+    t5x.read_t5x(samples.write_t5x(tmp_path / 'strange', strange))
