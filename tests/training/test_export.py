@@ -31,6 +31,7 @@ def _train(backbone, cache_dir, model_dir, method, trainable):
   )
 
 
+@pytest.mark.slow
 def test_a_model_tuned_in_bfloat16_is_restored_as_it_was_trained(
     random_backbone, cache_dir, tmp_path
 ):
@@ -50,6 +51,7 @@ def test_a_model_tuned_in_bfloat16_is_restored_as_it_was_trained(
   assert_same_trees(load_backbone(output).params, result.params['backbone'])
 
 
+@pytest.mark.slow
 def test_a_prompt_tuned_with_its_model_is_exported_with_it(
     random_backbone, cache_dir, tmp_path
 ):

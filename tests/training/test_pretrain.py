@@ -97,6 +97,7 @@ def test_the_finished_backbone_is_the_last_state(pretrained):
   assert described['metadata'] == {'corpus': 'a rhyme', 'train_steps': 80}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_equals_one_that_never_ended(
     pretrained, components, vocabulary, tmp_path
 ):
@@ -112,6 +113,7 @@ def test_a_run_that_is_continued_equals_one_that_never_ended(
   assert records[0] == records[1]
 
 
+@pytest.mark.slow
 def test_a_backbone_in_bfloat16_computes_what_its_rounded_weights_do(
     pretrained, components, vocabulary, tmp_path
 ):
@@ -148,6 +150,7 @@ def test_adaptation_goes_on_from_a_backbone_and_leaves_it_alone(
   assert json.loads((tmp_path / 'run.json').read_text())['from'] == start.fingerprint
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_what_it_is(components, vocabulary, tmp_path, capsys):
   settings = dict(train_steps=3, checkpoint_period=0, progress=True)
   path = _pretrain(components, vocabulary, tmp_path / 'first', **settings)

@@ -35,6 +35,7 @@ def _start(tiny, labelling):
   return TrainState.create(trainable, tx), frozen, tx
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'labelling',
     [
@@ -69,6 +70,7 @@ def test_no_optimizer_state_of_a_frozen_weight_exists(tiny):
   assert trainable_lib.count(state) < 3 * METHOD.length * TINY_CONFIG.d_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('factor', [None, 'NUM_REAL_TARGET_TOKENS', 'AVERAGE_PER_SEQUENCE'])
 def test_microbatches_change_nothing(tiny, factor):
   results = []
@@ -104,6 +106,7 @@ def test_the_step_compiles_once_per_shape(tiny):
   assert train_step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step(tiny):
   module = tiny[0].clone(dropout_rate=0.2)
 
