@@ -28,28 +28,24 @@ import sys
 import threading
 import time
 
-SIZES = {  # d_model, heads, d_ff, layers of each stack (T5 1.1)
-    'small': (512, 6, 1024, 8),
-    'base': (768, 12, 2048, 12),
-    'large': (1024, 16, 2816, 24),
-    'xl': (2048, 32, 5120, 24),
-}
+SIZES = ('small', 'base', 'large', 'xl')  # of T5 1.1
 GB = 1e9
 
 
 def config_of(size: str):
   """The architecture of a published T5 1.1."""
   from prompt_tuning_jax.backbones.t5 import T5Config
+  from prompt_tuning_jax.checkpoints import names
 
-  d_model, heads, d_ff, layers = SIZES[size]
+  d_model, d_kv, heads, encoder_layers, decoder_layers, d_ff = names.SIZES[f'T5 1.1 {size}']
   return T5Config(
       vocab_size=32128,
       d_model=d_model,
       num_heads=heads,
-      d_kv=64,
+      d_kv=d_kv,
       d_ff=d_ff,
-      num_encoder_layers=layers,
-      num_decoder_layers=layers,
+      num_encoder_layers=encoder_layers,
+      num_decoder_layers=decoder_layers,
   )
 
 

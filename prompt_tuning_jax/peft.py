@@ -8,7 +8,6 @@ the decoder's self-attention. The rules for its slots are PEFT 0.21's.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from prompt_tuning_jax.checkpoints.source import (
     Weights,
     directory_written_whole,
     open_safetensors,
+    read_json,
+    write_json,
     write_safetensors,
 )
 from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
@@ -129,14 +130,11 @@ def save_adapter(
       'num_layers': spec.num_decoder_layers,
       **others,
   }
-  array = np.asarray(array, np.float32)
-  specs = {_ARRAY: jax.ShapeDtypeStruct(array.shape, array.dtype)}
+  weights = Weights.of({_ARRAY: np.asarray(array, np.float32)})
   with directory_written_whole(directory) as unfinished:
     path = os.path.join(unfinished, 'adapter_model.safetensors')
-    write_safetensors(path, Weights(specs, lambda name: array), {'format': 'pt'})
-    with open(os.path.join(unfinished, CONFIG_FILE), 'w', encoding='utf-8') as file:
-      json.dump(described, file, indent=2)
-      file.write('\n')
+    write_safetensors(path, weights, {'format': 'pt'})
+    write_json(os.path.join(unfinished, CONFIG_FILE), described)
 
 
 def _check_expressible(prompt: Prompt) -> None:
@@ -208,13 +206,7 @@ def _read_config(path: str) -> dict[str, Any]:
   """adapter_config.json, once it is known to describe a prompt of an encoder-decoder."""
   if not os.path.isfile(path):
     raise FileNotFoundError(f'No file {path}: a PEFT adapter needs it.')
-  try:
-    with open(path, encoding='utf-8') as file:
-      described = json.load(file)
-  except ValueError as error:
-    raise ValueError(f'{path} is not JSON ({error}). Fetch or copy it again.') from error
-  if not isinstance(described, dict):
-    raise ValueError(f'{path} is not a JSON object. Fetch or copy it again.')
+  described = read_json(path)
   kind = described.get('peft_type')
   if not isinstance(kind, str) or kind not in _METHODS:
     raise ValueError(

@@ -17,7 +17,7 @@ from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import load
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.typing import Batch, Injection
-from tests.checkpoints import torch_samples
+from tests.checkpoints import samples, torch_samples
 from tests.conftest import assert_close, prepend_virtual
 
 RNG = np.random.default_rng(0)
@@ -42,15 +42,7 @@ def write_adapter(folder, array, **changes):
   return folder
 
 
-@pytest.mark.parametrize(
-    'adapter',
-    [
-        't5v11.prompt5_random',
-        't5v11.prompt5_random_1sub',
-        't5v11.ptuning5_mlp',
-        't5v10.prompt5_random',
-    ],
-)
+@pytest.mark.parametrize('adapter', samples.PEFT_PROMPTS)
 def test_recorded_prompts_are_the_rows_that_peft_uses(golden, adapter):
   folder = golden / 'hf' / 'peft_t5' / adapter
   stored = load_file(folder / 'adapter_model.safetensors')['prompt_embeddings']

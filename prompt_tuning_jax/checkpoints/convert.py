@@ -6,7 +6,7 @@ import os
 import warnings
 
 from prompt_tuning_jax.checkpoints import hf, load, native, t5x
-from prompt_tuning_jax.checkpoints.source import cast
+from prompt_tuning_jax.checkpoints.source import cast, check_vacant
 from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
@@ -87,10 +87,5 @@ def check_output(output_dir: str | os.PathLike[str], format: str) -> None:
     raise ValueError(
         f'{os.fspath(output_dir)} is not on this machine. Write to a folder here and copy it.'
     )
-  if not os.path.lexists(output_dir) or (format == 'native' and native.is_native(output_dir)):
-    return
-  if not os.path.isdir(output_dir) or os.listdir(output_dir):
-    raise FileExistsError(
-        f'{os.fspath(output_dir)} exists already and is not overwritten. Name another '
-        'directory, or remove that one.'
-    )
+  if format != 'native' or not native.is_native(output_dir):
+    check_vacant(output_dir)

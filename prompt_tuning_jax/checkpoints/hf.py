@@ -8,7 +8,6 @@ old Hub files carry a relative bias in the first cross-attention that no model u
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -25,6 +24,8 @@ from prompt_tuning_jax.checkpoints.source import (
     Weights,
     directory_written_whole,
     open_safetensors,
+    read_json,
+    write_json,
     write_safetensors,
 )
 from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
@@ -80,7 +81,7 @@ def read_hf(directory: str | os.PathLike[str]) -> Checkpoint:
       anything but tensors, or shapes do not fit.
   """
   directory = os.fspath(directory)
-  description = _read_json(os.path.join(directory, 'config.json'))
+  description = read_json(os.path.join(directory, 'config.json'))
   _check_description(description, directory)
   stored = _open_weights(directory)
   for name in (_EMBEDDING, *_EMBEDDING_COPIES):
@@ -162,20 +163,20 @@ def write_hf(
   names.check_shapes(weights, config, 'The model to write')
   stored = _under_hf_names(config, weights)
   with directory_written_whole(directory) as unfinished:
-    _write_json(unfinished, 'config.json', _describe(config, stored))
+    write_json(os.path.join(unfinished, 'config.json'), _describe(config, stored))
     shards = _shards(stored, shard_bytes)
     for file, held in shards.items():
-      part = Weights({name: stored.specs[name] for name in held}, stored.__getitem__)
-      write_safetensors(os.path.join(unfinished, file), part, {'format': 'pt'})
+      write_safetensors(os.path.join(unfinished, file), stored.only(held), {'format': 'pt'})
     if len(shards) > 1:
       where = {name: file for file, held in shards.items() for name in held}
       total = {'total_size': sum(_num_bytes(spec) for spec in stored.specs.values())}
       index = {'metadata': total, 'weight_map': where}
-      _write_json(unfinished, 'model.safetensors.index.json', index)
+      write_json(os.path.join(unfinished, 'model.safetensors.index.json'), index)
     if vocabulary is not None:
       if not isinstance(vocabulary, ByteVocabulary):
         shutil.copyfile(vocabulary.path, os.path.join(unfinished, 'spiece.model'))
-      _write_json(unfinished, 'tokenizer_config.json', _describe_tokenizer(vocabulary))
+      path = os.path.join(unfinished, 'tokenizer_config.json')
+      write_json(path, _describe_tokenizer(vocabulary))
 
 
 def _under_hf_names(config: T5Config, weights: Weights) -> Weights:
@@ -274,12 +275,6 @@ def _shards(stored: Weights, shard_bytes: int) -> dict[str, list[str]]:
 
 def _num_bytes(spec: jax.ShapeDtypeStruct) -> int:
   return math.prod(spec.shape) * spec.dtype.itemsize
-
-
-def _write_json(directory: str, name: str, content: Mapping[str, Any]) -> None:
-  with open(os.path.join(directory, name), 'w', encoding='utf-8') as file:
-    json.dump(content, file, indent=2, ensure_ascii=False)
-    file.write('\n')
 
 
 def _check_description(description: Mapping[str, Any], directory: str) -> None:
@@ -395,7 +390,7 @@ def _open_weights(directory: str) -> Weights:
 def _open_shards(
     directory: str, index_path: str, opener: Callable[[str], Weights]
 ) -> Weights:
-  index = _read_json(index_path)
+  index = read_json(index_path)
   where = index.get('weight_map')
   if not isinstance(where, dict) or not where:
     raise ValueError(f'{index_path} has no weight_map. Fetch the model again.')
@@ -415,16 +410,3 @@ def _open_shards(
     )
   specs = {name: shards[shard].specs[name] for name, shard in where.items()}
   return Weights(specs, lambda name: shards[where[name]][name])
-
-
-def _read_json(path: str) -> dict[str, Any]:
-  try:
-    with open(path, encoding='utf-8') as file:
-      content = json.load(file)
-  except ValueError as error:
-    raise ValueError(
-        f'{path} is not JSON ({error}); it was probably cut off. Fetch it again.'
-    ) from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} is not a JSON object. Fetch it again.')
-  return content

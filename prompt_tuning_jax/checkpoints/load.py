@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,12 @@ from jax.sharding import Mesh
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, hub, native, orbax, placing, t5x
-from prompt_tuning_jax.checkpoints.source import Checkpoint, damage_named, fingerprint
+from prompt_tuning_jax.checkpoints.source import (
+    Checkpoint,
+    damage_named,
+    fingerprint,
+    read_json,
+)
 from prompt_tuning_jax.checkpoints.storage import is_remote
 from prompt_tuning_jax.data import byte_vocabulary
 from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
@@ -313,16 +317,9 @@ def _extra_ids(checkpoint: Checkpoint) -> int:
 def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
   """What Hugging Face's tokenizer_config.json says, {} where there is none."""
   try:
-    path = os.path.join(checkpoint.path, 'tokenizer_config.json')
-    with open(path, encoding='utf-8') as file:
-      described = json.load(file)
+    return read_json(os.path.join(checkpoint.path, 'tokenizer_config.json'))
   except FileNotFoundError:
     return {}
-  except ValueError as error:
-    raise ValueError(f'{path} is not JSON ({error}). Fetch or copy it again.') from error
-  if not isinstance(described, dict):
-    raise ValueError(f'{path} is not a JSON object. Fetch or copy it again.')
-  return described
 
 
 def _name(path: str) -> str:

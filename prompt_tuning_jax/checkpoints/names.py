@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -92,7 +92,7 @@ _TABLE: tuple[_Row, ...] = (
 )
 
 # (d_model, d_kv, heads, encoder layers, decoder layers, d_ff) of the published models.
-_SIZES = {
+SIZES = {
     'T5 1.1 small': (512, 64, 6, 8, 8, 1024),
     'T5 1.1 base': (768, 64, 12, 12, 12, 2048),
     'T5 1.1 large': (1024, 64, 16, 24, 24, 2816),
@@ -210,10 +210,27 @@ def flatten_to_t5x(params: PyTree, config: T5Config) -> dict[str, Any]:
   return flat
 
 
+def stack_layers(flat: Mapping[str, Any], layers: list[Entry], dtype: Any = None) -> Any:
+  """The array at one path of the model's tree: its layers on a leading [L] axis."""
+  first = flat[layers[0].t5x]
+  if layers[0].layer is None:
+    return first if dtype is None else first.astype(dtype)
+  if isinstance(first, jax.Array):
+    arrays = [flat[entry.t5x] for entry in layers]
+    return jnp.stack(arrays).astype(dtype or first.dtype)
+  stacked = np.empty((len(layers), *first.shape), dtype or first.dtype)
+  stacked[0] = first
+  for entry in layers[1:]:
+    stacked[entry.layer] = flat[entry.t5x]
+  return stacked
+
+
 def stack_from_t5x(
     flat: Mapping[str, np.ndarray | Array],
     config: T5Config,
     dtype: Any = None,
+    *,
+    stack: Callable[[Mapping[str, Any], list[Entry], Any], Any] = stack_layers,
 ) -> PyTree:
   """The model's tree from per-layer T5X names: the inverse of `flatten_to_t5x`.
 
@@ -224,36 +241,18 @@ def stack_from_t5x(
     flat: arrays under their per-layer T5X names.
     config: the model's architecture.
     dtype: type to cast to; None keeps each array's own.
+    stack: makes the array at one path of the tree from `flat`, its layers in order, and
+      `dtype`; where it lies is its choice (`placing.py`).
 
   Raises:
     ValueError: listing every array that is missing, unexpected, or misshapen.
   """
   check_shapes(flat, config, 'The flat parameters')
-  tree = {path: stack(flat, group, dtype) for path, group in by_path(config).items()}
-  return flax.traverse_util.unflatten_dict(tree)
-
-
-def by_path(config: T5Config) -> dict[tuple[str, ...], list[Entry]]:
-  """The arrays of each path in the model's tree, layers in order."""
-  groups: dict[tuple[str, ...], list[Entry]] = {}
+  layers: dict[tuple[str, ...], list[Entry]] = {}
   for entry in entries(config):
-    groups.setdefault(entry.path, []).append(entry)
-  return groups
-
-
-def stack(flat: Mapping[str, Any], group: list[Entry], dtype: Any = None) -> Any:
-  """The array at one path of the model's tree: its layers on a leading [L] axis."""
-  first = flat[group[0].t5x]
-  if group[0].layer is None:
-    return first if dtype is None else first.astype(dtype)
-  if isinstance(first, jax.Array):
-    arrays = [flat[entry.t5x] for entry in group]
-    return jnp.stack(arrays).astype(dtype or first.dtype)
-  stacked = np.empty((len(group), *first.shape), dtype or first.dtype)
-  stacked[0] = first
-  for entry in group[1:]:
-    stacked[entry.layer] = flat[entry.t5x]
-  return stacked
+    layers.setdefault(entry.path, []).append(entry)
+  tree = {path: stack(flat, group, dtype) for path, group in layers.items()}
+  return flax.traverse_util.unflatten_dict(tree)
 
 
 def config_from_shapes(
@@ -382,7 +381,7 @@ def _looks_like(entry: Entry, shape: tuple[int, ...]) -> str:
   if len(shape) != len(entry.axes):
     return f' ({len(shape)} axes, but it is [{", ".join(entry.axes)}])'
   candidates = []
-  for name, (d_model, d_kv, heads, _, _, d_ff) in _SIZES.items():
+  for name, (d_model, d_kv, heads, _, _, d_ff) in SIZES.items():
     sizes = {'embed': d_model, 'joined_kv': d_kv * heads, 'heads': heads, 'mlp': d_ff}
     known = [(sizes[axis], n) for axis, n in zip(entry.axes, shape) if axis in sizes]
     if known and all(size == n for size, n in known):

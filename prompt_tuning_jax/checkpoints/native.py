@@ -34,6 +34,7 @@ from prompt_tuning_jax.checkpoints.source import (
     open_safetensors,
     plain,
     sibling,
+    write_json,
     write_safetensors,
 )
 from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
@@ -84,10 +85,7 @@ def save_backbone(
         'for. T5 overflows in float16; bfloat16 takes the same space.'
     )
   flat = names.flatten_to_t5x(jax.device_get(params), config)
-  specs = {
-      name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in flat.items()
-  }
-  weights = cast(Weights(specs, flat.__getitem__), jnp.dtype(dtype))
+  weights = cast(Weights.of(flat), jnp.dtype(dtype))
   write_native(directory, config, weights, vocabulary, metadata=metadata)
 
 
@@ -164,9 +162,7 @@ def _write_files(
         'fingerprint': vocabulary.fingerprint,
     }
   described['sha256'] = _description_sha256(described)
-  with open(os.path.join(directory, CONFIG_FILE), 'w', encoding='utf-8') as file:
-    json.dump(described, file, indent=2, ensure_ascii=False)
-    file.write('\n')
+  write_json(os.path.join(directory, CONFIG_FILE), described)
   for name in os.listdir(directory):
     with open(os.path.join(directory, name), 'rb') as file:
       os.fsync(file.fileno())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
@@ -43,23 +42,18 @@ def load_params(
   Raises:
     ValueError: listing every array that is missing, unexpected, or misshapen.
   """
-  names.check_shapes(weights, config, 'The checkpoint')
-  place = _on_one_device if mesh is None else functools.partial(_on_mesh, mesh, rules)
-  tree = {
-      path: place(weights, entries, jnp.dtype(dtype))
-      for path, entries in names.by_path(config).items()
-  }
-  return flax.traverse_util.unflatten_dict(tree)
+  stack = _on_one_device if mesh is None else functools.partial(_on_mesh, mesh, rules)
+  return names.stack_from_t5x(weights, config, jnp.dtype(dtype), stack=stack)
 
 
-def _on_one_device(weights: Weights, entries: list[Entry], dtype: Any) -> Array:
-  return jnp.asarray(names.stack(weights, entries, dtype))
+def _on_one_device(weights: Weights, layers: list[Entry], dtype: Any) -> Array:
+  return jnp.asarray(names.stack_layers(weights, layers, dtype))
 
 
 def _on_mesh(
-    mesh: Mesh, rules: partitioning.Rules, weights: Weights, entries: list[Entry], dtype: Any
+    mesh: Mesh, rules: partitioning.Rules, weights: Weights, layers: list[Entry], dtype: Any
 ) -> Array:
-  first = entries[0]
+  first = layers[0]
   place = partitioning.sharding(mesh, first.axes, first.shape, rules)
 
   def read(entry: Entry) -> Array:
@@ -67,10 +61,10 @@ def _on_mesh(
 
   if first.layer is None:
     return read(first)
-  shape = (len(entries), *first.shape)
+  shape = (len(layers), *first.shape)
   stack_place = partitioning.sharding(mesh, ('layers', *first.axes), shape, rules)
   stacked = _zeros(shape, dtype, stack_place)
-  for entry in entries:
+  for entry in layers:
     stacked = _set_layer(stacked, read(entry), entry.layer)
   # Reading runs ahead of the devices; without this, arrays would pile up on the host.
   return jax.block_until_ready(stacked)

@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -72,6 +72,18 @@ class Weights(Mapping[str, np.ndarray]):
   ):
     self.specs = dict(specs)
     self._read = read
+
+  @classmethod
+  def of(cls, arrays: Mapping[str, np.ndarray | Array]) -> Weights:
+    """Arrays that are in memory already."""
+    specs = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()
+    }
+    return cls(specs, arrays.__getitem__)
+
+  def only(self, names: Iterable[str]) -> Weights:
+    """Those of these names, in this order."""
+    return Weights({name: self.specs[name] for name in names}, self._read)
 
   def __getitem__(self, name: str) -> np.ndarray:
     if name not in self.specs:
@@ -215,6 +227,32 @@ def fingerprint(weights: Mapping[str, np.ndarray | Array]) -> str:
   return hashlib.sha256(''.join(sorted(lines)).encode()).hexdigest()
 
 
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """The object in a JSON file.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is no JSON, or no object.
+  """
+  try:
+    with open(path, encoding='utf-8') as file:
+      content = json.load(file)
+  except ValueError as error:
+    raise ValueError(
+        f'{path} is not JSON ({error}); it was probably cut off. Fetch it again.'
+    ) from error
+  if not isinstance(content, dict):
+    raise ValueError(f'{path} is not a JSON object. Fetch it again.')
+  return content
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+  """Writes an object as a JSON file for people to read."""
+  with open(path, 'w', encoding='utf-8') as file:
+    json.dump(content, file, indent=2, ensure_ascii=False)
+    file.write('\n')
+
+
 def plain(value: Any) -> Any:
   """The same in JSON's own types: numpy and jax scalars become numbers, keys words."""
   if isinstance(value, Mapping):
@@ -258,6 +296,17 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
       os.remove(unfinished)
 
 
+def check_vacant(directory: str | os.PathLike[str]) -> None:
+  """Raises FileExistsError if something is there, unless it is an empty directory."""
+  if not os.path.lexists(directory):
+    return
+  if not os.path.isdir(directory) or os.listdir(directory):
+    raise FileExistsError(
+        f'{os.fspath(directory)} exists already and is not overwritten. Name another '
+        'directory, or remove that one.'
+    )
+
+
 @contextlib.contextmanager
 def directory_written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
   """Gives a temporary directory beside `path`, which becomes `path` if all goes well.
@@ -267,11 +316,7 @@ def directory_written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
     OSError: if it cannot be written; nothing is left behind.
   """
   path = os.path.realpath(path)
-  if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-    raise FileExistsError(
-        f'{path} exists already and is not overwritten. Name another directory, or remove '
-        'that one.'
-    )
+  check_vacant(path)
   unfinished = sibling(path, 'tmp')
   try:
     os.makedirs(unfinished)

@@ -6,7 +6,6 @@ the large ones, placeholders that name a zarr array in a directory beside it.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import warnings
@@ -16,10 +15,8 @@ from typing import Any
 import flax.serialization
 import flax.traverse_util
 import jax
-import ml_dtypes
 import msgpack
 import numpy as np
-import tensorstore
 
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names, zarr
@@ -32,7 +29,6 @@ from prompt_tuning_jax.checkpoints.storage import Folder
 
 _VERSION = 3
 _INDEX_FILE = 'checkpoint'
-_CHUNK_BYTES = 64 * 1024 * 1024  # before compression
 # 'encoder/encoder/mlp/wo/kernel', but not 'encoder/encoder_norm/scale'.
 _SCANNED = re.compile(r'(encoder|decoder)/\1/(.+)')
 
@@ -144,9 +140,8 @@ def _open(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
 
 def without_prompts(arrays: Weights) -> tuple[Weights, Weights]:
   """The model's arrays, and those that belong to a prompt."""
-  prompts = {n: spec for n, spec in arrays.specs.items() if 'prompt' in n.split('/')}
-  model = {n: spec for n, spec in arrays.specs.items() if n not in prompts}
-  return Weights(model, arrays.__getitem__), Weights(prompts, arrays.__getitem__)
+  prompts = [name for name in arrays if 'prompt' in name.split('/')]
+  return arrays.only(name for name in arrays if name not in prompts), arrays.only(prompts)
 
 
 def write_t5x(
@@ -200,7 +195,7 @@ def write_t5x(
         leaves[name] = array
         continue
       folder = f'target.{name.replace("/", ".")}'
-      metadata = _write_store(os.path.join(unfinished, folder), array)
+      metadata = zarr.write_array(os.path.join(unfinished, folder), array)
       # The driver that T5X looks for; the path is relative to the index.
       kvstore = {'driver': 'gfile', 'path': folder}
       leaves[name] = {'driver': 'zarr', 'kvstore': kvstore, 'metadata': metadata}
@@ -213,28 +208,6 @@ def write_t5x(
     }
     with open(os.path.join(unfinished, _INDEX_FILE), 'wb') as file:
       file.write(flax.serialization.msgpack_serialize(index))
-
-
-def _write_store(store: str, array: np.ndarray) -> dict[str, Any]:
-  """Writes a zarr array and returns what the index says of it."""
-  row_bytes = array.itemsize * math.prod(array.shape[1:])
-  rows = min(max(_CHUNK_BYTES // row_bytes, 1), array.shape[0])
-  is_bfloat16 = array.dtype == ml_dtypes.bfloat16
-  metadata = {
-      'shape': list(array.shape),
-      'chunks': [rows, *array.shape[1:]],
-      'dtype': 'bfloat16' if is_bfloat16 else array.dtype.newbyteorder('<').str,
-      'compressor': {'id': 'gzip', 'level': 1},
-  }
-  spec = {
-      'driver': 'zarr',
-      'kvstore': {'driver': 'file', 'path': store},
-      'metadata': metadata,
-      # A chunk of zeros is a file too: a missing one is an error, not zeros.
-      'store_data_equal_to_fill_value': True,
-  }
-  tensorstore.open(spec, create=True).result().write(array).result()
-  return metadata
 
 
 def _unscanned(arrays: Weights) -> Weights:

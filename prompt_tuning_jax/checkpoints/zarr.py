@@ -1,4 +1,4 @@
-"""zarr arrays of a checkpoint, each a directory of chunks, read through tensorstore.
+"""zarr arrays of a checkpoint, each a directory of chunks, through tensorstore.
 
 To zarr a chunk that is missing is one of zeros. In a checkpoint it is a file that was not
 copied, so that `check_array` demands all of them.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import tensorstore
 
@@ -19,6 +22,7 @@ from prompt_tuning_jax.checkpoints.storage import Folder
 
 # The file that describes an array, in zarr's versions 2 and 3, and tensorstore's driver.
 METADATA_FILES = {'.zarray': 'zarr', 'zarr.json': 'zarr3'}
+_CHUNK_BYTES = 64 * 1024 * 1024  # before compression
 
 
 def check_array(
@@ -104,3 +108,29 @@ def read_array(
         f'{folder.path(store)} cannot be read ({error}). A chunk of it was probably cut off: '
         'copy the checkpoint again.'
     ) from error
+
+
+def write_array(store: str | os.PathLike[str], array: np.ndarray) -> dict[str, Any]:
+  """Writes an array as T5X writes its own, in zarr's version 2.
+
+  Returns:
+    Its description, as T5X's index repeats it.
+  """
+  row_bytes = array.itemsize * math.prod(array.shape[1:])
+  rows = min(max(_CHUNK_BYTES // row_bytes, 1), array.shape[0])
+  is_bfloat16 = array.dtype == ml_dtypes.bfloat16
+  metadata = {
+      'shape': list(array.shape),
+      'chunks': [rows, *array.shape[1:]],
+      'dtype': 'bfloat16' if is_bfloat16 else array.dtype.newbyteorder('<').str,
+      'compressor': {'id': 'gzip', 'level': 1},
+  }
+  spec = {
+      'driver': 'zarr',
+      'kvstore': {'driver': 'file', 'path': os.fspath(store)},
+      'metadata': metadata,
+      # A chunk of zeros is a file too: a missing one is an error, not zeros.
+      'store_data_equal_to_fill_value': True,
+  }
+  tensorstore.open(spec, create=True).result().write(array).result()
+  return metadata

@@ -48,17 +48,21 @@ def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
-  """Looks for the tasks and prompts that a command names.
+  """Looks for the tasks, prompts and backbones that a command names.
 
   Raises:
     ValueError, ImportError: if there is no such task.
-    ValueError, OSError: if a prompt cannot be read, or does not fit the backbone.
+    ValueError, OSError: if a prompt or a backbone to convert cannot be read, or a prompt
+      does not fit the backbone.
   """
   backbone = kwargs.get('backbone')
-  if kwargs.get('prompt_file'):
-    prompt = load_prompt(kwargs['prompt_file'])
-    if backbone is not None:
-      prompt.injection.check(backbone.spec)
+  for argument in ('prompt_file', 'import_path'):
+    if kwargs.get(argument):
+      prompt = load_prompt(kwargs[argument])
+      if backbone is not None:
+        prompt.injection.check(backbone.spec)
+  if command == 'convert' and not load.is_elsewhere(kwargs['where']):
+    load.open_checkpoint(load.find(kwargs['where']), kwargs.get('max_distance'))
   split = 'train' if command == 'train' else kwargs.get('split')
   for name, of_split in (
       (kwargs.get('task'), split),
@@ -190,31 +194,30 @@ def _check_export(
     )
 
 
-def _check_import(
-    *, backbone: Backbone, import_path: str, output: str, **others: Any
-) -> None:
+def _check_import(*, import_path: str, output: str, **others: Any) -> None:
   del others
   if os.path.lexists(output):
     raise FileExistsError(
         f'PROMPT_FILE {output} exists already and is not overwritten. Name the artifact to '
         'write, or remove that file.'
     )
-  prompt = load_prompt(import_path)
-  try:
-    prompt.injection.check(backbone.spec)
-  except ValueError as error:
-    raise ValueError(f'IMPORT_PATH {import_path}: {error}') from error
+  if not os.path.exists(import_path):
+    raise FileNotFoundError(
+        f'IMPORT_PATH: there is nothing at {import_path}. Name a PEFT adapter, a .npy prompt, '
+        'or a T5X checkpoint.'
+    )
 
 
 def _check_convert(
     *, where: str, output_dir: str, format: str, dtype: str | None = None, **others: Any
 ) -> None:
+  del others
   _check_choice('OUTPUT_FORMAT', format, convert.FORMATS)
   convert.check_output(output_dir, format)
   if dtype is not None:
     load.check_dtype('OUTPUT_DTYPE', dtype)
   if not load.is_elsewhere(where):
-    load.open_checkpoint(load.find(where), others.get('max_distance'))
+    load.find(where)
 
 
 def _check_pretrain(

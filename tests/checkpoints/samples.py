@@ -33,6 +33,15 @@ CONFIGS = {
 }
 
 
+# Recorded soft prompts of PEFT: folders of golden/hf/peft_t5.
+PEFT_PROMPTS = [
+    't5v11.prompt5_random',
+    't5v11.prompt5_random_1sub',
+    't5v11.ptuning5_mlp',
+    't5v10.prompt5_random',
+]
+
+
 def random_params(config: T5Config, seed: int = 0) -> dict:
   """Random weights in the shapes of `T5`, as numpy arrays (nothing is compiled)."""
   rng = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from prompt_tuning_jax import cli
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, load, names, native, source, t5x
 from prompt_tuning_jax.checkpoints.convert import FORMATS, convert
@@ -201,6 +202,18 @@ def test_a_prompt_in_the_checkpoint_is_left_out_with_a_warning(tmp_path):
   folder = samples.write_t5x(tmp_path / 'checkpoint_7', flat | prompt)
   with pytest.warns(UserWarning, match='holds a prompt .*prompt-tuning import'):
     assert_same_arrays(arrays_of(convert(folder, tmp_path / 'copy', 't5x')), flat)
+
+
+def test_a_dry_run_reads_what_is_to_be_converted_and_writes_nothing(tmp_path, capsys):
+  start = written_natively(tmp_path / 'start', TINY_CONFIG)
+  (tmp_path / 'empty').mkdir()
+  for source_dir, status in ((start, 0), (tmp_path / 'empty', 2)):
+    flags = (f'INITIAL_CHECKPOINT_PATH={source_dir}', f'OUTPUT_DIR={tmp_path}/out',
+             'OUTPUT_FORMAT=hf')
+    argv = ['convert', *(f'--gin.{flag}' for flag in flags), '--dry_run']
+    assert cli.main(argv) == status
+  assert 'not a backbone of a known format' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, names
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.typing import Batch, Injection
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG, assert_close, prepend_virtual
@@ -83,20 +84,11 @@ def prompted_run(module, params, batch, prompted, prompt_PD):
   return jax.value_and_grad(loss_fn, has_aux=True)(prompt_PD)
 
 
-@pytest.mark.parametrize(
-    'adapter',
-    [
-        't5v11.prompt5_random',
-        't5v11.prompt5_random_1sub',
-        't5v11.ptuning5_mlp',
-        't5v10.prompt5_random',
-    ],
-)
+@pytest.mark.parametrize('adapter', samples.PEFT_PROMPTS)
 def test_a_soft_prompt_gives_peft_s_logits_loss_and_gradient(golden, adapter):
   folder = golden / 'hf' / 'peft_t5' / adapter
   recorded = load_file(folder / 'io.safetensors')
-  # PEFT keeps a second, unused half of rows unless num_transformer_submodules is 1.
-  prompt_PD = load_file(folder / 'adapter_model.safetensors')['prompt_embeddings'][:5]
+  prompt_PD = load_prompt(folder).injection.virtual_embeddings
   module, params = stacked(golden / 'hf' / adapter.split('.')[0] / 'hf')
   batch = recorded_batch(recorded)
   prompted = prepend_virtual(batch, module.config.vocab_size, len(prompt_PD))
