@@ -56,7 +56,7 @@ def write(folder: str, size: str, format: str, dtype: str) -> None:
   import numpy as np
 
   from prompt_tuning_jax.checkpoints import hf, names, t5x
-  from prompt_tuning_jax.checkpoints.source import Weights
+  from prompt_tuning_jax.checkpoints.source import Box, Weights
 
   config = config_of(size)
   specs = {
@@ -66,9 +66,9 @@ def write(folder: str, size: str, format: str, dtype: str) -> None:
   largest = max(math.prod(spec.shape) for spec in specs.values())
   numbers = np.random.default_rng(0).standard_normal(largest, np.float32).astype(dtype)
 
-  def read(name: str) -> np.ndarray:
+  def read(name: str, box: Box) -> np.ndarray:
     shape = specs[name].shape
-    return np.roll(numbers[: math.prod(shape)], len(name)).reshape(shape)
+    return np.roll(numbers[: math.prod(shape)], len(name)).reshape(shape)[box]
 
   if format == 'hf':
     hf.write_hf(folder, config, Weights(specs, read))

@@ -1,6 +1,7 @@
 """Logical axes on a mesh, and weights read straight into their shards."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from prompt_tuning_jax import partitioning
+from prompt_tuning_jax.checkpoints.convert import convert
 
 
 class FakeMesh:
@@ -78,3 +80,56 @@ def test_weights_are_read_into_the_shards_of_a_mesh(tmp_path):
   flags = '--xla_force_host_platform_device_count=4'
   env = os.environ | {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flags}'}
   subprocess.run([sys.executable, '-c', program], check=True, env=env, cwd=tmp_path)
+
+
+_ONE_OF_TWO_PROCESSES = '''
+    import sys
+    import jax, numpy as np
+    jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+    import prompt_tuning_jax as ptj
+    from prompt_tuning_jax import partitioning
+    from prompt_tuning_jax.checkpoints import source
+
+    read = 0
+    part = source.Weights.part
+
+    def counted(weights, name, box):
+      global read
+      found = part(weights, name, box)
+      read += found.size
+      return found
+
+    source.Weights.part = counted
+    mesh = partitioning.make_mesh(model=2, devices=jax.devices())
+    split = ptj.load_backbone(sys.argv[3], mesh=mesh)
+    shards = [leaf.addressable_data(0) for leaf in jax.tree.leaves(split.params)]
+    assert sum(shard.size for shard in shards) < 0.6 * split.num_params
+    # Counted where an array is asked for, and where its file is read.
+    assert read < 2 * 0.6 * split.num_params, (read, split.num_params)
+    whole = ptj.load_backbone(sys.argv[3], mesh=partitioning.make_mesh(1, jax.local_devices()))
+    for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(split.params)):
+      shard = other.addressable_shards[0]
+      np.testing.assert_array_equal(np.asarray(one)[shard.index], shard.data)
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', ['native', 'hf', 't5x'])
+def test_each_of_two_processes_reads_what_its_devices_hold(form, tmp_path):
+  convert('nano', tmp_path / 'model', form)
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  processes = [
+      subprocess.Popen(
+          [sys.executable, '-c', textwrap.dedent(_ONE_OF_TWO_PROCESSES)]
+          + [address, str(number), str(tmp_path / 'model')],
+          env=os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
+      )
+      for number in range(2)
+  ]
+  try:
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+  finally:
+    for process in processes:
+      process.kill()

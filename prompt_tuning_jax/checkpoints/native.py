@@ -24,6 +24,7 @@ import safetensors
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names
 from prompt_tuning_jax.checkpoints.source import (
+    Box,
     Checkpoint,
     Weights,
     canonical_json,
@@ -279,12 +280,12 @@ def read_native(directory: str | os.PathLike[str]) -> Checkpoint:
     raise
   verified = False
 
-  def read(name: str) -> np.ndarray:
+  def read(name: str, box: Box) -> np.ndarray:
     nonlocal verified
     if not verified:
       _verify(weights_path, expected_sha256)
       verified = True
-    return stored[name]
+    return stored.part(name, box)
 
   return Checkpoint(
       format='native',

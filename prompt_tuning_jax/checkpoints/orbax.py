@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 
 from prompt_tuning_jax.checkpoints import t5x, zarr
-from prompt_tuning_jax.checkpoints.source import Checkpoint, Weights
+from prompt_tuning_jax.checkpoints.source import Box, Checkpoint, Weights
 from prompt_tuning_jax.checkpoints.storage import Folder
 
 _STATE = 'state'
@@ -84,7 +84,7 @@ def _open(directory: str) -> tuple[Weights, int | None]:
         f'under `target`. It holds {", ".join(found[:6]) or "nothing"}.'
     )
   step = int(leaves[_STEP]) if _STEP in leaves.specs else None
-  return Weights(model, lambda name: leaves[_MODEL + name]), step
+  return Weights(model, lambda name, box: leaves.part(_MODEL + name, box)), step
 
 
 def _leaves(directory: str) -> Weights:
@@ -115,11 +115,11 @@ def _leaves(directory: str) -> Weights:
         'Copy it again.'
     )
 
-  def read(name: str) -> np.ndarray:
+  def read(name: str, box: Box) -> np.ndarray:
     if name in inline:
-      return inline[name]
+      return inline[name][box]
     store, metadata_file = stores[name]
-    return zarr.read_array(folder, store, metadata_file=metadata_file)
+    return zarr.read_array(folder, store, box, metadata_file=metadata_file)
 
   return Weights(specs, read)
 

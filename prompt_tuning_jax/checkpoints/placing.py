@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from prompt_tuning_jax import partitioning
@@ -30,7 +31,8 @@ def load_params(
   Each array of the checkpoint is read, cast, put in its place, and let go before the next
   is read. Without a mesh, the layers of a stack are gathered on the host; on a mesh, they
   are written one by one into the stack on the devices, each device getting its shard, so
-  that the host never holds more than one layer's array.
+  that a host never holds more than one layer's array. Of several hosts each reads what its
+  own devices hold.
 
   Args:
     weights: the arrays under their per-layer T5X names.
@@ -57,7 +59,17 @@ def _on_mesh(
   place = partitioning.sharding(mesh, first.axes, first.shape, rules)
 
   def read(entry: Entry) -> Array:
-    return jax.device_put(weights[entry.t5x].astype(dtype, copy=False), place)
+    box = _box_of_this_process(place, entry.shape)
+    held = weights.part(entry.t5x, box).astype(dtype, copy=False)
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      within = (
+          slice(part.start - around.start, part.stop - around.start)
+          for part, around in zip(_filled(index, entry.shape), box)
+      )
+      return held[tuple(within)]
+
+    return jax.make_array_from_callback(entry.shape, place, shard)
 
   if first.layer is None:
     return read(first)
@@ -68,6 +80,21 @@ def _on_mesh(
     stacked = _set_layer(stacked, read(entry), entry.layer)
   # Reading runs ahead of the devices; without this, arrays would pile up on the host.
   return jax.block_until_ready(stacked)
+
+
+def _box_of_this_process(place: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
+  """The smallest box that holds all shards of this process: what it has to read."""
+  shards = place.addressable_devices_indices_map(shape).values()
+  axes = zip(*(_filled(index, shape) for index in shards))
+  return tuple(
+      slice(min(part.start for part in parts), max(part.stop for part in parts))
+      for parts in axes
+  )
+
+
+def _filled(index: tuple[slice, ...], shape: tuple[int, ...]) -> list[slice]:
+  """The slices with both their ends as numbers."""
+  return [slice(*part.indices(size)[:2]) for part, size in zip(index, shape)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

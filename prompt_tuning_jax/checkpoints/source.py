@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -58,6 +59,10 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
     ) from error
 
 
+# A part of an array: a slice of each axis. `...` is all of it.
+Box = tuple[slice, ...] | EllipsisType
+
+
 class Weights(Mapping[str, np.ndarray]):
   """Arrays by name, each read from disk when it is asked for (and not kept).
 
@@ -68,8 +73,9 @@ class Weights(Mapping[str, np.ndarray]):
   def __init__(
       self,
       specs: Mapping[str, jax.ShapeDtypeStruct],
-      read: Callable[[str], np.ndarray],
+      read: Callable[[str, Box], np.ndarray],
   ):
+    """`read` gives what lies in a box of a named array; it may read more than that."""
     self.specs = dict(specs)
     self._read = read
 
@@ -79,16 +85,20 @@ class Weights(Mapping[str, np.ndarray]):
     specs = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()
     }
-    return cls(specs, arrays.__getitem__)
+    return cls(specs, lambda name, box: arrays[name][box])
 
   def only(self, names: Iterable[str]) -> Weights:
     """Those of these names, in this order."""
     return Weights({name: self.specs[name] for name in names}, self._read)
 
   def __getitem__(self, name: str) -> np.ndarray:
+    return self.part(name, ...)
+
+  def part(self, name: str, box: Box) -> np.ndarray:
+    """What lies in a box of an array; no more is read, where the format allows that."""
     if name not in self.specs:
       raise KeyError(name)
-    return self._read(name)
+    return self._read(name, box)
 
   def __iter__(self) -> Iterator[str]:
     return iter(self.specs)
@@ -157,7 +167,11 @@ def open_safetensors(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, s
     specs[name] = jax.ShapeDtypeStruct(
         tuple(header.get_shape()), _STORED_DTYPES[header.get_dtype()]
     )
-  return Weights(specs, file.get_tensor), metadata
+
+  def read(name: str, box: Box) -> np.ndarray:
+    return file.get_tensor(name) if box is ... else file.get_slice(name)[box]
+
+  return Weights(specs, read), metadata
 
 
 def cast(weights: Weights, dtype: np.typing.DTypeLike | None) -> Weights:
@@ -171,7 +185,9 @@ def cast(weights: Weights, dtype: np.typing.DTypeLike | None) -> Weights:
   specs = {
       name: jax.ShapeDtypeStruct(spec.shape, dtype) for name, spec in weights.specs.items()
   }
-  return Weights(specs, lambda name: weights[name].astype(dtype, copy=False))
+  return Weights(
+      specs, lambda name, box: weights.part(name, box).astype(dtype, copy=False)
+  )
 
 
 def write_safetensors(

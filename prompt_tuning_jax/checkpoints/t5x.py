@@ -21,6 +21,7 @@ import numpy as np
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names, zarr
 from prompt_tuning_jax.checkpoints.source import (
+    Box,
     Checkpoint,
     Weights,
     directory_written_whole,
@@ -129,10 +130,10 @@ def _open(directory: str | os.PathLike[str]) -> tuple[Weights, int]:
     else:
       raise ValueError(f'{index_path}: {name} is neither an array nor names one: {leaf!r}')
 
-  def read(name: str) -> np.ndarray:
+  def read(name: str, box: Box) -> np.ndarray:
     if name in stores:
-      return zarr.read_array(folder, stores[name])
-    return np.asarray(leaves[name])
+      return zarr.read_array(folder, stores[name], box)
+    return np.asarray(leaves[name])[box]
 
   step = int(optimizer.get('state', {}).get('step', 0))
   return Weights(specs, read), step
@@ -232,17 +233,17 @@ def _unscanned(arrays: Weights) -> Weights:
 
   held: dict[str, np.ndarray] = {}
 
-  def read_layer(layer_name: str) -> np.ndarray:
+  def read_layer(layer_name: str, box: Box) -> np.ndarray:
     name, layer = places[layer_name]
     if layer is None:
-      return arrays[name]
+      return arrays.part(name, box)
     # Whoever reads in order asks for the layers of an array one after the other; it is
     # kept until the last of them.
     if name not in held:
       held.clear()
       held[name] = arrays[name]
     stacked = held[name] if layer < arrays.specs[name].shape[1] - 1 else held.pop(name)
-    return stacked[:, layer].reshape(per_layer[layer_name].shape)
+    return stacked[:, layer].reshape(per_layer[layer_name].shape)[box]
 
   return Weights(per_layer, read_layer)
 

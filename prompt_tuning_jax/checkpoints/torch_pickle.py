@@ -21,7 +21,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from prompt_tuning_jax.checkpoints.source import Weights
+from prompt_tuning_jax.checkpoints.source import Box, Weights
 
 _DTYPES = {
     'DoubleStorage': np.dtype(np.float64),
@@ -101,7 +101,7 @@ def open_torch(path: str | os.PathLike[str]) -> Weights:
       for name, tensor in tensors.items()
   }
 
-  def read(name: str) -> np.ndarray:
+  def read(name: str, box: Box) -> np.ndarray:
     tensor = tensors[name]
     itemsize = tensor.storage.dtype.itemsize
     try:
@@ -114,7 +114,7 @@ def open_torch(path: str | os.PathLike[str]) -> Weights:
           content,
           tensor.offset * itemsize,
           [stride * itemsize for stride in tensor.strides],
-      )
+      )[box]
     except _DAMAGE as error:
       raise _damaged(path, error) from error
 

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import tensorstore
 
+from prompt_tuning_jax.checkpoints.source import Box
 from prompt_tuning_jax.checkpoints.storage import Folder
 
 # The file that describes an array, in zarr's versions 2 and 3, and tensorstore's driver.
@@ -93,16 +94,16 @@ def _version_3(metadata):
 
 
 def read_array(
-    folder: Folder, store: str, *, metadata_file: str = '.zarray'
+    folder: Folder, store: str, box: Box = ..., *, metadata_file: str = '.zarray'
 ) -> np.ndarray:
-  """The array `store` of a directory.
+  """The array `store` of a directory, or what lies in a box of it.
 
   Raises:
     ValueError: if a chunk cannot be read.
   """
   spec = {'driver': METADATA_FILES[metadata_file], 'kvstore': folder.spec(store)}
   try:
-    return tensorstore.open(spec, open=True).result().read().result()
+    return tensorstore.open(spec, open=True).result()[box].read().result()
   except (ValueError, OSError) as error:
     raise ValueError(
         f'{folder.path(store)} cannot be read ({error}). A chunk of it was probably cut off: '

@@ -57,6 +57,14 @@ def test_every_format_gives_the_same_model_and_fingerprint(formats, form, params
   )
 
 
+@pytest.mark.parametrize('form', FORMATS)
+def test_a_part_of_an_array_is_that_part_of_the_whole(formats, form):
+  weights = load.open_checkpoint(str(formats[form])).weights
+  for name, spec in weights.specs.items():
+    box = tuple(slice(size // 3, size // 3 + 2) for size in spec.shape)
+    np.testing.assert_array_equal(weights.part(name, box), weights[name][box], err_msg=name)
+
+
 @pytest.mark.parametrize('form', ['native', 'hf'])
 def test_the_fingerprint_is_of_the_files_whatever_type_they_are_held_in(formats, form):
   half = load_backbone(formats[form], dtype='bfloat16')

@@ -176,7 +176,7 @@ def test_a_stack_of_layers_is_read_once_for_all_of_them(tmp_path, monkeypatch):
   folder = samples.write_t5x(tmp_path / 'scanned', samples.scanned(flat, config))
   reads = []
   read = zarr.read_array
-  monkeypatch.setattr(zarr, 'read_array', lambda f, s: reads.append(s) or read(f, s))
+  monkeypatch.setattr(zarr, 'read_array', lambda f, s, box: reads.append(s) or read(f, s, box))
   weights = t5x.read_t5x(folder).weights
   names.stack_from_t5x(weights, config)
   assert len(reads) == len(set(reads))
