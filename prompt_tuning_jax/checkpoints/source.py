@@ -169,7 +169,13 @@ def open_safetensors(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, s
     )
 
   def read(name: str, box: Box) -> np.ndarray:
-    return file.get_tensor(name) if box is ... else file.get_slice(name)[box]
+    shape = specs[name].shape
+    if box is ... or len(box) > len(shape) or 0 in shape:
+      return file.get_tensor(name)[box]
+    # Unlike numpy, safetensors does not stop at the end of an axis.
+    return file.get_slice(name)[
+        tuple(slice(*part.indices(size)) for part, size in zip(box, shape))
+    ]
 
   return Weights(specs, read), metadata
 
