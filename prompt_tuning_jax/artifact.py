@@ -107,7 +107,7 @@ class Prompt:
           '.safetensors.'
       )
     arrays = _arrays(self.injection)
-    _check_own(self.injection, self.manifest)
+    _check_own(self.injection, self.manifest, 'The injection to save')
     described = {'format': FORMAT, **plain(dataclasses.asdict(self.manifest))}
     described['sha256'] = _sha256(described, arrays)
     content = safetensors.numpy.save(arrays, metadata={'manifest': canonical_json(described)})
@@ -300,24 +300,28 @@ def load_artifact(path: str | os.PathLike[str]) -> Prompt:
           if f'{name}/keys' in arrays
       },
   )
-  check_numbers(arrays, path)
+  _check_own(injection, manifest, path)
   return Prompt(injection, manifest, source=path)
 
 
-def _check_own(injection: Injection, manifest: Manifest) -> None:
+def _check_own(injection: Injection, manifest: Manifest, what: str) -> None:
+  """Refuses arrays that are none, no numbers, or not those that the manifest speaks of."""
   arrays = _arrays(injection)
   if not arrays:
-    raise ValueError('The injection is empty: there is no prompt to save.')
-  check_numbers(arrays, 'The injection to save')
+    raise ValueError(f'{what} is empty: there is no prompt in it.')
+  check_numbers(arrays, what)
   rows = injection.virtual_embeddings
   if rows is not None and rows.shape[:-1] != (manifest.num_virtual_tokens,):
     raise ValueError(
-        f'Injection.virtual_embeddings has shape {list(rows.shape)}, but the manifest says '
-        f'num_virtual_tokens={manifest.num_virtual_tokens}. One prompt is saved per file, '
-        'as [num_virtual_tokens, d_model].'
+        f'{what}: virtual_embeddings has shape {list(rows.shape)}, but the manifest says '
+        f'num_virtual_tokens={manifest.num_virtual_tokens}. A file holds one prompt, as '
+        '[num_virtual_tokens, d_model].'
     )
   if manifest.backbone_spec is not None:
-    injection.check(manifest.backbone_spec)
+    try:
+      injection.check(manifest.backbone_spec)
+    except ValueError as error:
+      raise ValueError(f'{what} does not fit the backbone of its manifest: {error}') from error
 
 
 def check_numbers(arrays: Mapping[str, np.ndarray], what: str) -> None:

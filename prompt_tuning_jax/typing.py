@@ -87,14 +87,21 @@ class Injection:
         'cross_kv': spec.num_decoder_layers,
     }
     for name, num_layers in layers.items():
-      for array in getattr(self, name) or ():
-        expected = (num_layers, array.shape[1], spec.num_heads, spec.d_kv)
-        if array.shape != expected:
-          raise ValueError(
-              f'Injection.{name} has shape {array.shape}; this backbone needs '
-              f'[layers={num_layers}, prompt length, heads={spec.num_heads}, '
-              f'd_kv={spec.d_kv}].'
-          )
+      pair = getattr(self, name)
+      if pair is None:
+        continue
+      keys, values = (array.shape for array in pair)
+      rest = (spec.num_heads, spec.d_kv)
+      fits = len(keys) == 4 and keys[1] > 0 and (keys[0], *keys[2:]) == (num_layers, *rest)
+      if not fits or keys != values:
+        raise ValueError(
+            f'Injection.{name} has shape {keys}'
+            + (f' for keys and {values} for values' if keys != values else '')
+            + f'; this backbone needs [layers={num_layers}, prefix length, '
+            f'heads={spec.num_heads}, d_kv={spec.d_kv}] for both. A prefix is made for the '
+            'layers and heads of one backbone: train one for this, or load the backbone it '
+            'was made for.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,10 +172,10 @@ def test_an_artifact_of_a_newer_version_is_refused_with_what_to_install(tmp_path
 
 
 def test_an_empty_or_misshapen_injection_is_not_saved(backbone, tmp_path):
-  with pytest.raises(ValueError, match='injection is empty'):
+  with pytest.raises(ValueError, match='injection to save is empty'):
     save_prompt(tmp_path / 'p', Injection(), backbone=backbone)
   stacked = Injection(virtual_embeddings=np.ones((2, 5, 16), np.float32))
-  with pytest.raises(ValueError, match=r'\[2, 5, 16\], but .* One prompt is saved per file'):
+  with pytest.raises(ValueError, match=r'\[2, 5, 16\], but .* A file holds one prompt'):
     save_prompt(tmp_path / 'p', stacked, backbone=backbone)
   wide = Injection(virtual_embeddings=np.ones((5, 17), np.float32))
   with pytest.raises(ValueError, match=r'shape \(5, 17\); this backbone needs .*d_model=16'):
@@ -277,6 +277,31 @@ def test_a_prefix_for_another_depth_is_refused_without_a_manifest(vocabulary):
   prompt = Prompt(Injection(encoder_kv=pair(2)), Manifest())
   with pytest.raises(ValueError, match=r'encoder_kv has shape .*needs \[layers=4'):
     prompt.check(make_backbone(vocabulary, deeper))
+
+
+@pytest.mark.parametrize(
+    ('injection', 'message'),
+    [
+        (Injection(virtual_embeddings=np.ones((5, 8), np.float32)), 'd_model=16'),
+        (Injection(virtual_embeddings=np.ones((7, 16), np.float32)), 'num_virtual_tokens=5'),
+        (Injection(virtual_embeddings=np.ones((5,), np.float32)), r'shape \[5\]'),
+        (Injection(encoder_kv=(np.ones(3, np.float32),) * 2), r'encoder_kv has shape \(3,\)'),
+        (
+            Injection(decoder_kv=(np.ones((2, 4, 2, 8), np.float32),) * 2),
+            r'decoder_kv has shape \(2, 4, 2, 8\)',
+        ),
+        (Injection(), 'is empty'),
+    ],
+)
+def test_arrays_that_are_not_what_the_manifest_says_are_refused_although_the_sum_is_right(
+    path, injection, message, monkeypatch
+):
+  manifest = load_artifact(path).manifest
+  with monkeypatch.context() as unchecked:
+    unchecked.setattr(artifact, '_check_own', lambda *args: None)
+    Prompt(injection, manifest).save(path)
+  with pytest.raises(ValueError, match=f'{path}.*{message}'):
+    load_artifact(path)
 
 
 def test_printing_a_prompt_says_what_matters(path):

@@ -405,7 +405,7 @@ def _open_shards(
     raise ValueError(f'{index_path} has no weight_map. Fetch the model again.')
   shards: dict[str, Weights] = {}
   for shard in sorted(set(map(str, where.values()))):
-    if os.path.basename(shard) != shard:
+    if os.path.basename(shard) != shard or shard in ('', '.', '..'):
       raise ValueError(
           f'{index_path} names the shard {shard!r}, which is not a plain file name in '
           'its own directory. Do not use this model.'

@@ -15,6 +15,7 @@ from typing import Any
 import flax.serialization
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import msgpack
 import numpy as np
 
@@ -70,6 +71,12 @@ def as_checkpoint(
   """
   arrays = _unscanned(arrays)
   weights, prompts = without_prompts(arrays)
+  for name, spec in weights.specs.items():
+    if not jnp.issubdtype(spec.dtype, jnp.floating):
+      raise ValueError(
+          f'{directory}: {name} is stored as {spec.dtype}, but weights are floating-point '
+          'numbers. Use a copy of the model that is not quantised.'
+      )
   config = names.config_from_shapes(
       weights, relpos_max_distance=128 if max_distance is None else max_distance
   )

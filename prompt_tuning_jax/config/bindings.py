@@ -173,7 +173,7 @@ def check_missing(command: str, reached: Reached) -> None:
   """Names every macro that a command reads and nothing sets."""
   if reached.missing:
     raise ConfigError(
-        f'`prompt-tuning {command}` needs a value for:\n'
+        'This command needs a value for:\n'
         + '\n'.join(f'  {name}:{how_to_set(name)}' for name in reached.missing)
     )
 

@@ -241,12 +241,13 @@ def test_missing_and_damaged_files_are_named(tensors, tmp_path):
     hf.read_hf(folder)
 
 
-def test_a_shard_outside_the_folder_is_refused(tensors, tmp_path):
+@pytest.mark.parametrize('shard', ['../../secret.safetensors', '', '.', '..'])
+def test_a_shard_outside_the_folder_is_refused(tensors, tmp_path, shard):
   description = samples.hf_description(TINY_CONFIG)
   folder = samples.write_hf(tmp_path / 'hf', description, tensors, shards=2)
   path = folder / 'model.safetensors.index.json'
   index = json.loads(path.read_text())
-  index['weight_map']['shared.weight'] = '../../secret.safetensors'
+  index['weight_map']['shared.weight'] = shard
   path.write_text(json.dumps(index))
   with pytest.raises(ValueError, match='not a plain file name'):
     hf.read_hf(folder)

@@ -201,6 +201,12 @@ def test_hostile_descriptions_of_chunks_are_refused(copy, changes, message):
     open_checkpoint(str(copy))
 
 
+def test_whole_numbers_are_no_weights(flat, tmp_path):
+  quantised = flat | {'encoder/layers_0/mlp/wo/kernel': np.ones((24, 16), np.int32)}
+  with pytest.raises(ValueError, match='encoder/layers_0/mlp/wo/kernel is stored as int32'):
+    t5x.read_t5x(samples.write_t5x(tmp_path / 'quantised', quantised))
+
+
 def test_a_layer_of_a_huge_number_is_refused_at_once(flat, tmp_path):
   strange = flat | {'encoder/layers_999999999/mlp/wo/kernel': np.ones((24, 16), np.float32)}
   with pytest.raises(ValueError, match='names the layer 999,999,999 of its encoder'):
