@@ -27,14 +27,15 @@ from prompt_tuning_jax.checkpoints.source import (
     plain,
     written_whole,
 )
-from prompt_tuning_jax.typing import BackboneSpec, Injection
+from prompt_tuning_jax.typing import KV_FIELDS, BackboneSpec, Injection
 
 if TYPE_CHECKING:
   from prompt_tuning_jax.backbones.backbone import Backbone
 
 FORMAT = 'prompt_tuning_jax.prompt'
 FORMAT_VERSION = 1
-_KV_FIELDS = ('encoder_kv', 'decoder_kv', 'cross_kv')
+# What an Injection says of its arrays; the manifest keeps it beside them.
+_SETTINGS = ('positions', 'num_decoder_virtual_tokens')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,7 @@ class Prompt:
     arrays = _arrays(self.injection)
     _check_own(self.injection, self.manifest, 'The injection to save')
     described = {'format': FORMAT, **plain(dataclasses.asdict(self.manifest))}
+    described['injection'] = {name: getattr(self.injection, name) for name in _SETTINGS}
     described['sha256'] = _sha256(described, arrays)
     content = safetensors.numpy.save(arrays, metadata={'manifest': canonical_json(described)})
     with written_whole(path) as unfinished:
@@ -237,7 +239,7 @@ def save_prompt(
         'vocabulary_fingerprint': getattr(backbone.vocabulary, 'fingerprint', ''),
     } | fields
   if injection.virtual_embeddings is not None:
-    fields.setdefault('num_virtual_tokens', injection.virtual_embeddings.shape[0])
+    fields.setdefault('num_virtual_tokens', injection.num_virtual_tokens)
   if 'placement' in fields:
     fields['placement'] = getattr(fields['placement'], 'description', fields['placement'])
   fields['library_version'] = library_version()
@@ -276,6 +278,7 @@ def load_artifact(path: str | os.PathLike[str]) -> Prompt:
         f'{recorded}. Fetch or copy it again, or export the prompt again.'
     )
   del described['format']
+  settings = described.pop('injection', {})
   version = described.get('format_version')
   if version != FORMAT_VERSION:
     raise ValueError(
@@ -292,13 +295,19 @@ def load_artifact(path: str | os.PathLike[str]) -> Prompt:
         f'{path} has a manifest of other fields than format_version {FORMAT_VERSION} '
         f'({error!r}): it was not written by this library. Export the prompt again.'
     ) from error
+  if not isinstance(settings, dict) or not set(settings) <= set(_SETTINGS):
+    raise ValueError(
+        f'{path} has settings of its arrays that are not known ({settings!r}): it was not '
+        'written by this version of the library. Install a newer one.'
+    )
   injection = Injection(
       virtual_embeddings=_pick(arrays, 'virtual_embeddings'),
       **{
           name: (_pick(arrays, f'{name}/keys'), _pick(arrays, f'{name}/values'))
-          for name in _KV_FIELDS
+          for name in KV_FIELDS.values()
           if f'{name}/keys' in arrays
       },
+      **settings,
   )
   _check_own(injection, manifest, path)
   return Prompt(injection, manifest, source=path)
@@ -311,11 +320,13 @@ def _check_own(injection: Injection, manifest: Manifest, what: str) -> None:
     raise ValueError(f'{what} is empty: there is no prompt in it.')
   check_numbers(arrays, what)
   rows = injection.virtual_embeddings
-  if rows is not None and rows.shape[:-1] != (manifest.num_virtual_tokens,):
+  count = manifest.num_virtual_tokens + injection.num_decoder_virtual_tokens
+  if rows is not None and rows.shape[:-1] != (count,):
     raise ValueError(
         f'{what}: virtual_embeddings has shape {list(rows.shape)}, but the manifest says '
-        f'num_virtual_tokens={manifest.num_virtual_tokens}. A file holds one prompt, as '
-        '[num_virtual_tokens, d_model].'
+        f'num_virtual_tokens={manifest.num_virtual_tokens} (and '
+        f'{injection.num_decoder_virtual_tokens} in the decoder). A file holds one prompt, '
+        'as [virtual tokens, d_model].'
     )
   if manifest.backbone_spec is not None:
     try:
@@ -348,7 +359,7 @@ def _arrays(injection: Injection) -> dict[str, np.ndarray]:
   arrays = {}
   if injection.virtual_embeddings is not None:
     arrays['virtual_embeddings'] = np.ascontiguousarray(injection.virtual_embeddings)
-  for name in _KV_FIELDS:
+  for name in KV_FIELDS.values():
     pair = getattr(injection, name)
     if pair is not None:
       for part, array in zip(('keys', 'values'), pair):
@@ -363,7 +374,7 @@ def _pick(arrays: Mapping[str, np.ndarray], name: str) -> Any:
 def _length(injection: Injection) -> int:
   if injection.virtual_embeddings is not None:
     return injection.virtual_embeddings.shape[0]
-  pairs = (getattr(injection, name) for name in _KV_FIELDS)
+  pairs = (getattr(injection, name) for name in KV_FIELDS.values())
   return max((pair[0].shape[1] for pair in pairs if pair is not None), default=0)
 
 

@@ -9,11 +9,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.config import checks
 from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.pretraining import Component
@@ -23,6 +21,8 @@ from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.export import restore_run
 from prompt_tuning_jax.jsonl import write_jsonl
+from prompt_tuning_jax.methods import method as method_lib
+from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import trainable as trainable_lib
 
@@ -37,7 +37,7 @@ def evaluate(
     split: str = 'validation',
     prompt_file: str | None = None,
     checkpoint_path: str | None = None,
-    method: nn.Module | None = None,
+    method: Method | None = None,
     trainable: Any = None,
     best_metric: str | None = None,
     batch_size: int | None = None,
@@ -215,7 +215,7 @@ def describe(name: str, kwargs: Mapping[str, Any]) -> None:
   for key, value in kwargs.items():
     if isinstance(value, Backbone):
       print(f'  {key:16} {value!r}')
-    elif isinstance(value, nn.Module):
+    elif isinstance(value, Method):
       print(f'  {key:16} {_describe_method(value, kwargs.get("backbone"))}')
     elif key == 'components':
       for part in value:
@@ -227,13 +227,14 @@ def describe(name: str, kwargs: Mapping[str, Any]) -> None:
       print(f'  {key:16} {value}')
 
 
-def _describe_method(method: nn.Module, backbone: Backbone | None) -> str:
-  name = f'{type(method).__name__}, {method.num_virtual_tokens} virtual tokens'
+def _describe_method(method: Method, backbone: Backbone | None) -> str:
   if backbone is None:
-    return name
-  count = trainable_lib.count(checks.prompt_shapes(method, backbone))
+    return type(method).__name__
+  params, injection = method_lib.shapes(method, backbone.spec)
+  count = trainable_lib.count(params)
   share = 100 * count / backbone.num_params
-  return f'{name}, {count:,} parameters ({share:.2g} % of the model)'
+  what = f'{type(method).__name__}, {injection}'
+  return f'{what}, {count:,} parameters train ({share:.2g} % of the model)'
 
 
 def _describe_component(part: Component) -> str:

@@ -7,20 +7,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.prompt_files import export_prompt, load_prompt
 from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import (
-    DamagedError,
-    Saved,
-    StateSaver,
-    nothing_saved,
-    run_and_step,
+  DamagedError,
+  Saved,
+  StateSaver,
+  nothing_saved,
+  run_and_step,
 )
 from prompt_tuning_jax.typing import Injection, PyTree
 
@@ -47,7 +46,7 @@ class RestoredRun:
 def restore_run(
     path: str | os.PathLike[str],
     backbone: Backbone,
-    method: nn.Module | None,
+    method: Method | None,
     trainable: Any,
     *,
     best_metric: str | None = None,
@@ -107,7 +106,7 @@ def write_outcome(
     params: PyTree,
     *,
     backbone: Backbone,
-    method: nn.Module | None,
+    method: Method | None,
     saved: Saved,
     description: Mapping[str, Any],
     prompt_path: str | None,
@@ -163,7 +162,7 @@ def export(
     backbone: Backbone,
     checkpoint_path: str | None,
     output: str,
-    method: nn.Module | None,
+    method: Method | None,
     trainable: Any,
     best_metric: str | None = None,
     best_mode: str = 'max',
@@ -212,7 +211,7 @@ def _export_run(
     backbone: Backbone,
     checkpoint_path: str,
     output: str,
-    method: nn.Module | None,
+    method: Method | None,
     trainable: Any,
     *,
     best_metric: str | None,

@@ -18,9 +18,17 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
+# Keys and values of one attention site: [L, P, N, H] each, or [P, N, H] in one layer.
+KeysValues = tuple[Array, Array]
+
+# Where a prefix's keys stand, see `Injection`.
+POSITIONS = ('before', 'none')
+# The attention sites a prefix can reach, and where Injection keeps it.
+KV_FIELDS = {'encoder': 'encoder_kv', 'decoder': 'decoder_kv', 'cross': 'cross_kv'}
 
 
 @flax.struct.dataclass
@@ -28,7 +36,7 @@ class Batch:
   """One batch of token ids, with T5X's feature names.
 
   Ids in [0, V) are rows of the backbone's embedding table, 0 is padding. An
-  encoder id V + i is a *virtual token*: position i of the soft prompt, a row of
+  input id V + i is a *virtual token*: position i of the soft prompt, a row of
   `Injection.virtual_embeddings`. The data pipeline places them
   (`data/virtual_tokens.py`); the backbone only looks them up.
   """
@@ -43,27 +51,55 @@ class Batch:
 class Injection:
   """What a prompt method hands a frozen backbone; `None` means nothing there.
 
+  A prefix has two choices of place where attention has a relative position bias (T5's
+  self-attention; cross-attention has none):
+
+    'before'  its P positions come before the text's first, at -P .. -1, and get the bias
+              of that distance (what PEFT does in the decoder);
+    'none'    its keys have no position, and get no bias.
+
   Attributes:
     virtual_embeddings: [P, D], the embeddings of the virtual tokens V .. V+P-1.
     encoder_kv: keys and values, each [L, P, N, H], which every layer's encoder
-      self-attention sees before its own.
+      self-attention sees before its own. All positions see them.
     decoder_kv: the same for the decoder's self-attention.
     cross_kv: the same for the decoder's attention over the encoder's output.
+    positions: the place of a prefix's keys, of `POSITIONS`.
+    num_decoder_virtual_tokens: so many of the last rows of virtual_embeddings stand before
+      the decoder's start token; the others are in the encoder's input.
   """
 
   virtual_embeddings: Array | None = None
-  encoder_kv: tuple[Array, Array] | None = None
-  decoder_kv: tuple[Array, Array] | None = None
-  cross_kv: tuple[Array, Array] | None = None
+  encoder_kv: KeysValues | None = None
+  decoder_kv: KeysValues | None = None
+  cross_kv: KeysValues | None = None
+  positions: str = flax.struct.field(pytree_node=False, default='before')
+  num_decoder_virtual_tokens: int = flax.struct.field(pytree_node=False, default=0)
+
+  @property
+  def num_virtual_tokens(self) -> int:
+    """Virtual tokens in the encoder's input."""
+    if self.virtual_embeddings is None:
+      return 0
+    return self.virtual_embeddings.shape[0] - self.num_decoder_virtual_tokens
+
+  def decoder_prompt(self, vocab_size: int) -> Array:
+    """Ids [Q] of the virtual tokens that stand before the decoder's start token."""
+    first = vocab_size + self.num_virtual_tokens
+    return jnp.arange(first, first + self.num_decoder_virtual_tokens, dtype=jnp.int32)
 
   def __str__(self) -> str:
     parts = []
     for field in dataclasses.fields(self):
       leaves = jax.tree.leaves(getattr(self, field.name))
-      if leaves:
+      if leaves and field.metadata.get('pytree_node', True):
         shape = '×'.join(str(size) for size in leaves[0].shape)
         pair = '2 × ' if len(leaves) == 2 else ''
         parts.append(f'{field.name} {pair}{shape} {leaves[0].dtype}')
+    if self.positions != 'before':
+      parts.append(f'positions {self.positions}')
+    if self.num_decoder_virtual_tokens:
+      parts.append(f'the last {self.num_decoder_virtual_tokens} rows in the decoder')
     return f'Injection({", ".join(parts) or "empty"})'
 
   def check(self, spec: BackboneSpec) -> None:
@@ -76,11 +112,22 @@ class Injection:
             f'[prompt length, d_model={spec.d_model}]. Train or load a prompt made '
             'for this backbone; a prompt is never broadcast to another width.'
         )
+      count = self.num_decoder_virtual_tokens
+      if not 0 <= count <= shape[0]:
+        raise ValueError(
+            f'Injection.num_decoder_virtual_tokens is {count}, but there are {shape[0]} '
+            'virtual tokens.'
+        )
       if shape[0] == 0:
         raise ValueError(
             f'Injection.virtual_embeddings has shape {shape}: a prompt of no positions. '
             'Set PROMPT_LENGTH to at least 1; for no prompt at all, leave the field None.'
         )
+    if self.positions not in POSITIONS:
+      raise ValueError(
+          f'Injection.positions is {self.positions!r}; the keys of a prefix stand '
+          f'{" or ".join(map(repr, POSITIONS))}.'
+      )
     layers = {
         'encoder_kv': spec.num_encoder_layers,
         'decoder_kv': spec.num_decoder_layers,

@@ -13,7 +13,7 @@ from prompt_tuning_jax.artifact import Manifest, Prompt, load_artifact, save_pro
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.data.virtual_tokens import as_placement
-from prompt_tuning_jax.typing import Injection
+from prompt_tuning_jax.typing import KV_FIELDS, Injection
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG
 
@@ -197,7 +197,7 @@ def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(name, bad, tmp
   values = {key.split('/')[0]: value for key, value in arrays.items() if '/' not in key}
   values |= {
       key: (arrays[f'{key}/keys'], arrays[f'{key}/values'])
-      for key in artifact._KV_FIELDS
+      for key in KV_FIELDS.values()
       if f'{key}/keys' in arrays
   }
   message = f'3 of the {arrays[field].size} numbers in {field} are NaN, .*LEARNING_RATE'

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from prompt_tuning_jax.backbones.t5_config import T5Config
 from prompt_tuning_jax.backbones.t5_layers import float32_product
 from prompt_tuning_jax.backbones.t5_stacks import Decoder, DecoderCache, Encoder
-from prompt_tuning_jax.typing import Array, BackboneSpec, Batch, Injection, PyTree
+from prompt_tuning_jax.typing import (
+    Array,
+    BackboneSpec,
+    Batch,
+    Injection,
+    KeysValues,
+    PyTree,
+)
 
 
 class _TokenEmbedder(nn.Module):
@@ -141,7 +148,13 @@ class T5(nn.Module):
     """The encoder's output [B, S, D]; padded positions are zero."""
     injection = self._check(injection)
     x_BSD = self.token_embedder(encoder_input_tokens_BS, injection.virtual_embeddings)
-    return self.encoder(x_BSD, encoder_input_tokens_BS > 0, enable_dropout)
+    return self.encoder(
+        x_BSD,
+        encoder_input_tokens_BS > 0,
+        injection.encoder_kv,
+        injection.positions,
+        enable_dropout,
+    )
 
   def decode(
       self,
@@ -161,6 +174,8 @@ class T5(nn.Module):
         decoder_target_tokens_BT,
         encoded_BSD,
         encoder_input_tokens_BS > 0,
+        (injection.decoder_kv, injection.cross_kv),
+        injection.positions,
         enable_dropout,
     )
     return self._logits(x_BTD)
@@ -173,14 +188,24 @@ class T5(nn.Module):
       injection: Injection | None = None,
   ) -> DecoderCache:
     """A cache with which `decode_step` can produce up to `max_length` tokens."""
-    self._check(injection)
-    return self.decoder.init_cache(encoded_BSD, encoder_input_tokens_BS > 0, max_length)
+    injection = self._check(injection)
+    return self.decoder.init_cache(
+        encoded_BSD,
+        encoder_input_tokens_BS > 0,
+        max_length,
+        (injection.decoder_kv, injection.cross_kv),
+        injection.positions,
+    )
 
   def decode_step(
-      self, token_B: Array, cache: DecoderCache
+      self, token_B: Array, cache: DecoderCache, injection: Injection | None = None
   ) -> tuple[Array, DecoderCache]:
-    """Logits [B, V] of the token that follows `token_B`, and the new cache."""
-    x_B1D, cache = self.decoder.step(self.token_embedder(token_B[:, None]), cache)
+    """Logits [B, V] of the token that follows `token_B`, and the new cache.
+
+    The injection is needed where `token_B` are virtual tokens; prefixes are in the cache.
+    """
+    rows_PD = None if injection is None else injection.virtual_embeddings
+    x_B1D, cache = self.decoder.step(self.token_embedder(token_B[:, None], rows_PD), cache)
     return self._logits(x_B1D)[:, 0], cache
 
   @functools.partial(jax.named_call, name='logits')
@@ -194,13 +219,37 @@ class T5(nn.Module):
   def _check(self, injection: Injection | None) -> Injection:
     injection = injection or Injection()
     injection.check(self.spec)
-    for field in ('encoder_kv', 'decoder_kv', 'cross_kv'):
-      if getattr(injection, field) is not None:
-        raise ValueError(
-            f'The T5 backbone cannot take Injection.{field}: it takes '
-            'virtual_embeddings (soft prompts) only.'
-        )
     return injection
+
+  def keys_and_values(self, params: PyTree, tokens_S: Array) -> Injection:
+    """The keys and values that the frozen model itself computes for a text.
+
+    Those of the encoder for the text as its input; those of cross-attention for the
+    encoder's output of it; and those of the decoder for the text as what it has written
+    so far, given the text as its input.
+
+    Args:
+      params: the weights.
+      tokens_S: int32 [P], token ids of the text.
+
+    Returns:
+      An Injection of encoder_kv, decoder_kv and cross_kv, each 2 × [L, P, N, H].
+    """
+    tokens_BS = jnp.asarray(tokens_S)[None]
+    batch = Batch(tokens_BS, tokens_BS, tokens_BS, jnp.ones_like(tokens_BS))
+    _, seen = self.clone(dropout_rate=0.0).apply(
+        {'params': params}, batch, mutable='keys_values'
+    )
+    encoder, decoder = (seen['keys_values'][stack]['layers'] for stack in ('encoder', 'decoder'))
+
+    def site(attention: PyTree) -> KeysValues:
+      return tuple(array_LBPNH[:, 0] for array_LBPNH in attention['own'])
+
+    return Injection(
+        encoder_kv=site(encoder['attention']),
+        decoder_kv=site(decoder['self_attention']),
+        cross_kv=site(decoder['encoder_decoder_attention']),
+    )
 
   def init_params(self, key: Array) -> PyTree:
     """Freshly drawn weights as plain arrays, in T5's own initialisation."""

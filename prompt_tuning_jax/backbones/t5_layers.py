@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning_jax.typing import Array
+from prompt_tuning_jax.typing import Array, KeysValues
 
 # What T5X adds to the attention logits of a hidden position. In float32 it swallows
 # the logits of a row in which everything is hidden, so that such a row attends evenly.
@@ -152,8 +152,13 @@ class RelativePositionBias(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, query_positions_T: Array, key_positions_S: Array) -> Array:
-    """Returns the bias [1, N, T, S]."""
+  def __call__(
+      self,
+      query_positions_T: Array,
+      key_positions_S: Array,
+      has_position_S: Array | None = None,
+  ) -> Array:
+    """Returns the bias [1, N, T, S]; keys that have no position get none."""
     table_NR = self.param(
         'rel_embedding',
         nn.with_logical_partitioning(
@@ -167,7 +172,8 @@ class RelativePositionBias(nn.Module):
         num_buckets=self.num_buckets,
         max_distance=self.max_distance,
     )
-    return jnp.asarray(table_NR, self.dtype)[None, :, buckets_TS]
+    bias_1NTS = jnp.asarray(table_NR, self.dtype)[None, :, buckets_TS]
+    return bias_1NTS if has_position_S is None else bias_1NTS * has_position_S
 
 
 # jax.nn.softmax is compiled apart, so that its result is kept twice for the backward
@@ -184,6 +190,19 @@ def _softmax_jvp(primals, tangents):
   (x,), (tangent,) = primals, tangents
   y = _softmax(x)
   return y, y * (tangent - jnp.sum(y * tangent, axis=-1, keepdims=True))
+
+
+def prepend(prefix: KeysValues | None, own: KeysValues) -> KeysValues:
+  """Keys and values [B, P + S, N, H]: a prefix's [P, N, H] before a layer's own."""
+  if prefix is None:
+    return own
+
+  def one(prefix_PNH: Array, own_BSNH: Array) -> Array:
+    shape = (own_BSNH.shape[0], *prefix_PNH.shape)
+    prefix_BPNH = jnp.broadcast_to(prefix_PNH.astype(own_BSNH.dtype), shape)
+    return jnp.concatenate([prefix_BPNH, own_BSNH], axis=1)
+
+  return tuple(map(one, prefix, own))
 
 
 class Attention(nn.Module):
@@ -212,9 +231,14 @@ class Attention(nn.Module):
   def _split_heads(self, x: Array) -> Array:
     return x.reshape(*x.shape[:-1], self.num_heads, self.d_kv)
 
-  def keys_and_values(self, x_BSD: Array) -> tuple[Array, Array]:
-    """Keys and values [B, S, N, H] of the positions that can be attended to."""
-    return self._split_heads(self.key(x_BSD)), self._split_heads(self.value(x_BSD))
+  def keys_and_values(self, x_BSD: Array) -> KeysValues:
+    """Keys and values [B, S, N, H] of the positions that can be attended to.
+
+    Whoever asks for the collection `keys_values` gets them too (`T5.keys_and_values`).
+    """
+    own = self._split_heads(self.key(x_BSD)), self._split_heads(self.value(x_BSD))
+    self.sow('keys_values', 'own', own, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    return own
 
   def __call__(
       self,

@@ -8,6 +8,8 @@ because the published models were trained with it: a padded position is hidden a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -15,7 +17,30 @@ import jax.numpy as jnp
 
 from prompt_tuning_jax.backbones import t5_layers
 from prompt_tuning_jax.backbones.t5_config import T5Config
-from prompt_tuning_jax.typing import Array
+from prompt_tuning_jax.typing import Array, KeysValues
+
+# Keys and values [L, P, N, H] that the decoder's layers see in self- and cross-attention.
+Prefixes = tuple[KeysValues | None, KeysValues | None]
+
+
+class KeyPositions(NamedTuple):
+  """Where the K keys of self-attention stand, for the relative position bias.
+
+  Attributes:
+    positions_K: int32, the first token at 0 and a prefix at negative positions.
+    has_position_K: 0 for keys that get no bias, else 1; None where all get it.
+  """
+
+  positions_K: Array
+  has_position_K: Array | None
+
+  @classmethod
+  def of(cls, length: int, prefix: KeysValues | None, prefix_positions: str) -> KeyPositions:
+    """`length` tokens behind a prefix (`typing.Injection.positions`)."""
+    positions_K = jnp.arange(-_length(prefix), length)
+    if prefix is None or prefix_positions == 'before':
+      return cls(positions_K, None)
+    return cls(positions_K, (positions_K >= 0).astype(jnp.float32))
 
 
 @flax.struct.dataclass
@@ -23,10 +48,11 @@ class DecoderCache:
   """What decoding keeps between tokens; axis 1 is the batch in every array.
 
   Attributes:
-    self_keys, self_values: [L, B, T, N, H], filled up to `index`.
-    cross_keys, cross_values: [L, B, S, N, H], of the encoder's output.
-    encoder_valid: [1, B, S], True where the encoder's input is not padding.
+    self_keys, self_values: [L, B, P + T, N, H], a prefix and then tokens up to `index`.
+    cross_keys, cross_values: [L, B, P + S, N, H], a prefix and the encoder's output.
+    encoder_valid: [1, B, P + S], True where the encoder's input is not padding.
     index: position of the next token.
+    key_positions: positions of the keys of self-attention.
   """
 
   self_keys: Array
@@ -35,6 +61,7 @@ class DecoderCache:
   cross_values: Array
   encoder_valid: Array
   index: Array
+  key_positions: KeyPositions
 
 
 class _Layer(nn.Module):
@@ -103,21 +130,23 @@ class EncoderLayer(_Layer):
   def __call__(
       self,
       x_BSD: Array,
+      prefix: KeysValues | None,
       valid_BS: Array,
-      mask_bias_B1SS: Array,
-      relpos_bias_1NSS: Array | None,
+      mask_bias_B1SK: Array,
+      relpos_bias_1NSK: Array | None,
+      keys: KeyPositions,
       enable_dropout: bool,
   ) -> tuple[Array, None]:
     """Returns the layer's output and, for the scan, nothing."""
-    if relpos_bias_1NSS is None:
-      positions_S = jnp.arange(x_BSD.shape[1])
-      relpos_bias_1NSS = self.relpos_bias(positions_S, positions_S)
+    if relpos_bias_1NSK is None:
+      relpos_bias_1NSK = self.relpos_bias(jnp.arange(x_BSD.shape[1]), *keys)
     with jax.named_scope('self_attention'):
       normed_BSD = self.pre_attention_layer_norm(x_BSD) * valid_BS[..., None]
+      keys_values = self.attention.keys_and_values(normed_BSD)
       update_BSD = self.attention(
           normed_BSD,
-          *self.attention.keys_and_values(normed_BSD),
-          mask_bias_B1SS + relpos_bias_1NSS,
+          *t5_layers.prepend(prefix, keys_values),
+          mask_bias_B1SK + relpos_bias_1NSK,
           self._dropout_rng(enable_dropout),
       )
       x_BSD = self._residual(x_BSD, update_BSD, enable_dropout)
@@ -144,58 +173,62 @@ class DecoderLayer(_Layer):
   def __call__(
       self,
       x_BTD: Array,
+      prefixes: Prefixes,
       encoded_BSD: Array,
       valid_BT: Array,
-      mask_bias_B1TT: Array,
-      relpos_bias_1NTT: Array | None,
+      mask_bias_B1TK: Array,
+      relpos_bias_1NTK: Array | None,
+      keys: KeyPositions,
       cross_bias_B1TS: Array,
       enable_dropout: bool,
   ) -> tuple[Array, None]:
     """All target positions at once (teacher forcing)."""
-    if relpos_bias_1NTT is None:
-      positions_T = jnp.arange(x_BTD.shape[1])
-      relpos_bias_1NTT = self.relpos_bias(positions_T, positions_T)
+    prefix, cross_prefix = prefixes
+    if relpos_bias_1NTK is None:
+      relpos_bias_1NTK = self.relpos_bias(jnp.arange(x_BTD.shape[1]), *keys)
     normed_BTD = self._normed_inputs(x_BTD, valid_BT)
-    keys_values = self.self_attention.keys_and_values(normed_BTD)
+    keys_values = t5_layers.prepend(prefix, self.self_attention.keys_and_values(normed_BTD))
     x_BTD = self._after_self_attention(
-        x_BTD, normed_BTD, keys_values, mask_bias_B1TT + relpos_bias_1NTT, enable_dropout
+        x_BTD, normed_BTD, keys_values, mask_bias_B1TK + relpos_bias_1NTK, enable_dropout
     )
-    cross_keys_values = self.encoder_decoder_attention.keys_and_values(encoded_BSD)
+    _, cross_keys_values = self.cross_keys_and_values(None, cross_prefix, encoded_BSD)
     x_BTD = self._after_cross_attention_and_mlp(
         x_BTD, valid_BT, cross_keys_values, cross_bias_B1TS, enable_dropout
     )
     return x_BTD, None
 
   def cross_keys_and_values(
-      self, carry: None, encoded_BSD: Array
-  ) -> tuple[None, tuple[Array, Array]]:
-    """Keys and values of the encoder's output, computed once for all tokens."""
-    return carry, self.encoder_decoder_attention.keys_and_values(encoded_BSD)
+      self, carry: None, prefix: KeysValues | None, encoded_BSD: Array
+  ) -> tuple[None, KeysValues]:
+    """Keys and values of the encoder's output, the same for all tokens."""
+    own = self.encoder_decoder_attention.keys_and_values(encoded_BSD)
+    return carry, t5_layers.prepend(prefix, own)
 
   def step(
       self,
       x_B1D: Array,
-      self_keys_values: tuple[Array, Array],
-      cross_keys_values: tuple[Array, Array],
+      self_keys_values: KeysValues,
+      cross_keys_values: KeysValues,
       index: Array,
-      relpos_bias_1N1T: Array | None,
+      relpos_bias_1N1K: Array | None,
+      keys: KeyPositions,
       cross_bias_B11S: Array,
-  ) -> tuple[Array, tuple[Array, Array]]:
+  ) -> tuple[Array, KeysValues]:
     """One token against the cache; returns its output and the filled cache."""
-    length = self_keys_values[0].shape[1]
-    positions_T = jnp.arange(length)
-    if relpos_bias_1N1T is None:
-      relpos_bias_1N1T = self.relpos_bias(index[None], positions_T)
+    if relpos_bias_1N1K is None:
+      relpos_bias_1N1K = self.relpos_bias(index[None], *keys)
     valid_B1 = jnp.ones(x_B1D.shape[:2], x_B1D.dtype)
     normed_B1D = self._normed_inputs(x_B1D, valid_B1)
     new = self.self_attention.keys_and_values(normed_B1D)
+    # A prefix lies before the first token, at negative positions.
+    place = index - keys.positions_K[0]
     self_keys_values = tuple(
-        jax.lax.dynamic_update_slice_in_dim(cached, update.astype(cached.dtype), index, 1)
+        jax.lax.dynamic_update_slice_in_dim(cached, update.astype(cached.dtype), place, 1)
         for cached, update in zip(self_keys_values, new)
     )
-    causal_bias_T = jnp.where(positions_T <= index, 0.0, t5_layers.MASKED)
+    causal_bias_K = jnp.where(keys.positions_K <= index, 0.0, t5_layers.MASKED)
     x_B1D = self._after_self_attention(
-        x_B1D, normed_B1D, self_keys_values, relpos_bias_1N1T + causal_bias_T, False
+        x_B1D, normed_B1D, self_keys_values, relpos_bias_1N1K + causal_bias_K, False
     )
     x_B1D = self._after_cross_attention_and_mlp(
         x_B1D, valid_B1, cross_keys_values, cross_bias_B11S, False
@@ -247,24 +280,28 @@ def _scanned(layer_class: type[nn.Module], length: int, remat: str, unroll: bool
         layer_class,
         policy=REMAT_POLICIES[remat],
         prevent_cse=unroll,
-        static_argnums=(5,) if layer_class is EncoderLayer else (7,),
+        static_argnums=(7,) if layer_class is EncoderLayer else (9,),
     )
   shared = dict(
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'keys_values': 0},
       split_rngs={'params': True, 'dropout': True},
       length=length,
       unroll=length if unroll else 1,
       metadata_params={nn.PARTITION_NAME: 'layers'},
   )
-  broadcast = nn.broadcast
+
+  def method(*, scanned: int, broadcast: int):
+    """After what is carried come arguments with a layer axis, then those without."""
+    return dict(in_axes=(0,) * scanned + (nn.broadcast,) * broadcast, **shared)
+
   if issubclass(layer_class, EncoderLayer):
-    return nn.scan(layer_class, methods={'__call__': dict(in_axes=broadcast, **shared)})
+    return nn.scan(layer_class, methods={'__call__': method(scanned=1, broadcast=5)})
   return nn.scan(
       layer_class,
       methods={
-          '__call__': dict(in_axes=broadcast, **shared),
-          'cross_keys_and_values': dict(in_axes=broadcast, **shared),
-          'step': dict(in_axes=(0, 0, broadcast, broadcast, broadcast), **shared),
+          '__call__': method(scanned=1, broadcast=7),
+          'cross_keys_and_values': method(scanned=1, broadcast=1),
+          'step': method(scanned=2, broadcast=4),
       },
   )
 
@@ -300,20 +337,26 @@ class Encoder(_Stack):
     self.encoder_norm = t5_layers.RMSNorm(dtype=self.dtype)
 
   def __call__(
-      self, x_BSD: Array, valid_BS: Array, enable_dropout: bool = False
+      self,
+      x_BSD: Array,
+      valid_BS: Array,
+      prefix: KeysValues | None = None,
+      prefix_positions: str = 'before',
+      enable_dropout: bool = False,
   ) -> Array:
     """Encodes all positions; `valid_BS` is False on padding."""
-    relpos_bias_1NSS = None
+    length = x_BSD.shape[1]
+    keys = KeyPositions.of(length, prefix, prefix_positions)
+    relpos_bias_1NSK = None
     if not self.config.relpos_per_layer:
-      positions_S = jnp.arange(x_BSD.shape[1])
-      relpos_bias_1NSS = self.relpos_bias(positions_S, positions_S)
+      relpos_bias_1NSK = self.relpos_bias(jnp.arange(length), *keys)
     both_valid_B1SS = (valid_BS[:, :, None] & valid_BS[:, None, :])[:, None]
-    mask_bias_B1SS = _mask_bias(both_valid_B1SS, self.dtype)
+    mask_bias_B1SK = _mask_bias(_prefix_visible(both_valid_B1SS, prefix), self.dtype)
     valid_BS = valid_BS.astype(self.dtype)
 
     x_BSD = self._dropout(x_BSD, enable_dropout)
     x_BSD, _ = self.layers(
-        x_BSD, valid_BS, mask_bias_B1SS, relpos_bias_1NSS, enable_dropout
+        x_BSD, prefix, valid_BS, mask_bias_B1SK, relpos_bias_1NSK, keys, enable_dropout
     )
     return self._dropout(
         self.encoder_norm(x_BSD) * valid_BS[..., None], enable_dropout
@@ -344,15 +387,20 @@ class Decoder(_Stack):
       decoder_target_tokens_BT: Array,
       encoded_BSD: Array,
       encoder_valid_BS: Array,
+      prefixes: Prefixes = (None, None),
+      prefix_positions: str = 'before',
       enable_dropout: bool = False,
-  ) -> tuple[Array, Array]:
-    """Returns the normed outputs [B, T, D] and which positions are not padding."""
+  ) -> Array:
+    """Returns the normed outputs [B, T, D]; those of padding are zero."""
+    prefix, cross_prefix = prefixes
     length = x_BTD.shape[1]
-    relpos_bias_1NTT = None
+    keys = KeyPositions.of(length, prefix, prefix_positions)
+    relpos_bias_1NTK = None
     if not self.config.relpos_per_layer:
-      positions_T = jnp.arange(length)
-      relpos_bias_1NTT = self.relpos_bias(positions_T, positions_T)
-    target_valid_BT = decoder_target_tokens_BT > 0
+      relpos_bias_1NTK = self.relpos_bias(jnp.arange(length), *keys)
+    # A virtual token has no target, but is no padding.
+    is_virtual_BT = decoder_input_tokens_BT >= self.config.vocab_size
+    target_valid_BT = (decoder_target_tokens_BT > 0) | is_virtual_BT
     visible_B1TT = (
         target_valid_BT[:, :, None]
         & target_valid_BT[:, None, :]
@@ -363,26 +411,36 @@ class Decoder(_Stack):
     )[:, None]
 
     x_BTD = self._dropout(x_BTD, enable_dropout)
-    valid_BT = _decoder_valid(decoder_input_tokens_BT).astype(self.dtype)
+    valid_BT = _decoder_valid(decoder_input_tokens_BT, is_virtual_BT).astype(self.dtype)
     x_BTD, _ = self.layers(
         x_BTD,
+        prefixes,
         encoded_BSD,
         valid_BT,
-        _mask_bias(visible_B1TT, self.dtype),
-        relpos_bias_1NTT,
-        _mask_bias(cross_visible_B1TS, self.dtype),
+        _mask_bias(_prefix_visible(visible_B1TT, prefix), self.dtype),
+        relpos_bias_1NTK,
+        keys,
+        _mask_bias(_prefix_visible(cross_visible_B1TS, cross_prefix), self.dtype),
         enable_dropout,
     )
     x_BTD = self._dropout(self.decoder_norm(x_BTD), enable_dropout)
     return x_BTD * valid_BT[..., None]
 
   def init_cache(
-      self, encoded_BSD: Array, encoder_valid_BS: Array, max_length: int
+      self,
+      encoded_BSD: Array,
+      encoder_valid_BS: Array,
+      max_length: int,
+      prefixes: Prefixes = (None, None),
+      prefix_positions: str = 'before',
   ) -> DecoderCache:
-    """An empty cache for `max_length` tokens, cross-attention already computed."""
+    """A cache for `max_length` tokens that holds the prefixes and the encoder's output."""
     config = self.config
-    _, (cross_keys, cross_values) = self.layers.cross_keys_and_values(None, encoded_BSD)
-    empty = jnp.zeros(
+    prefix, cross_prefix = prefixes
+    _, (cross_keys, cross_values) = self.layers.cross_keys_and_values(
+        None, cross_prefix, encoded_BSD
+    )
+    empty_LBTNH = jnp.zeros(
         (
             config.num_decoder_layers,
             encoded_BSD.shape[0],
@@ -392,27 +450,29 @@ class Decoder(_Stack):
         ),
         self.dtype,
     )
+    self_keys, self_values = jax.vmap(t5_layers.prepend)(prefix, (empty_LBTNH, empty_LBTNH))
     return DecoderCache(
-        self_keys=empty,
-        self_values=empty,
+        self_keys=self_keys,
+        self_values=self_values,
         cross_keys=cross_keys,
         cross_values=cross_values,
-        encoder_valid=encoder_valid_BS[None],
+        encoder_valid=_prefix_visible(encoder_valid_BS[None], cross_prefix),
         index=jnp.zeros((), jnp.int32),
+        key_positions=KeyPositions.of(max_length, prefix, prefix_positions),
     )
 
   def step(self, x_B1D: Array, cache: DecoderCache) -> tuple[Array, DecoderCache]:
     """One token's normed output [B, 1, D] and the cache that now holds it."""
-    relpos_bias_1N1T = None
+    relpos_bias_1N1K = None
     if not self.config.relpos_per_layer:
-      positions_T = jnp.arange(cache.self_keys.shape[2])
-      relpos_bias_1N1T = self.relpos_bias(cache.index[None], positions_T)
+      relpos_bias_1N1K = self.relpos_bias(cache.index[None], *cache.key_positions)
     x_B1D, (self_keys, self_values) = self.layers.step(
         x_B1D,
         (cache.self_keys, cache.self_values),
         (cache.cross_keys, cache.cross_values),
         cache.index,
-        relpos_bias_1N1T,
+        relpos_bias_1N1K,
+        cache.key_positions,
         _mask_bias(cache.encoder_valid[0][:, None, None, :], self.dtype),
     )
     cache = cache.replace(
@@ -425,16 +485,30 @@ class Decoder(_Stack):
     return self.logits_dense(x_BTD)
 
 
+def _prefix_visible(visible: Array, prefix: KeysValues | None) -> Array:
+  """What is visible [..., S] of the keys, behind a prefix that all queries see."""
+  if prefix is None:
+    return visible
+  widths = [(0, 0)] * (visible.ndim - 1) + [(_length(prefix), 0)]
+  return jnp.pad(visible, widths, constant_values=True)
+
+
+def _length(prefix: KeysValues | None) -> int:
+  """Positions of a prefix [L, P, N, H]."""
+  return 0 if prefix is None else prefix[0].shape[1]
+
+
 def _mask_bias(visible: Array, dtype: jnp.dtype) -> Array:
   return jnp.where(visible, 0.0, t5_layers.MASKED).astype(dtype)
 
 
-def _decoder_valid(tokens_BT: Array) -> Array:
+def _decoder_valid(tokens_BT: Array, is_virtual_BT: Array) -> Array:
   """Positions that T5X does not zero: the first, tokens, and those before a token.
 
-  The padding id 0 also starts a sequence and may stand before a token.
+  The padding id 0 also starts a sequence, which it does behind virtual tokens too, and may
+  stand before a token.
   """
   has_token_BT = tokens_BT > 0
   next_is_token_BT = jnp.pad(has_token_BT[:, 1:], ((0, 0), (0, 1)))
-  first_T = jnp.arange(tokens_BT.shape[1]) == 0
-  return has_token_BT | next_is_token_BT | first_T
+  starts_BT = jnp.pad(is_virtual_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  return has_token_BT | next_is_token_BT | starts_BT

@@ -8,13 +8,11 @@ itself a little later (is there such a task?), for a dry run to tell.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from prompt_tuning_jax.backbones.backbone import Backbone
@@ -23,12 +21,13 @@ from prompt_tuning_jax.data import buckets, cache
 from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.methods import method as method_lib
+from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.state_saving import StateSaver, nothing_saved, run_and_step
 from prompt_tuning_jax.training.step import check_microbatches
-from prompt_tuning_jax.typing import PyTree
 
 
 def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
@@ -83,7 +82,7 @@ def _check_train(
     backbone: Backbone,
     model_dir: str,
     train_steps: int,
-    method: nn.Module | None = None,
+    method: Method | None = None,
     trainable: Any = None,
     batch_size: int = 32,
     feature_lengths: Mapping[str, int] | None = None,
@@ -112,7 +111,7 @@ def _check_train(
   if trainable is not None:
     shapes = {'backbone': backbone.shapes}
     if method is not None:
-      shapes['prompt'] = prompt_shapes(method, backbone)
+      shapes['prompt'], _ = method_lib.shapes(method, backbone.spec)
     trainable_lib.split(shapes, trainable_lib.as_labelling(trainable, method))
   if decoding is not None and decoding.max_length is None:
     raise ValueError(
@@ -253,20 +252,6 @@ _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'pretrain': _check_pretrain,
     'adapt': _check_pretrain,
 }
-
-
-def prompt_shapes(method: nn.Module, backbone: Backbone) -> PyTree:
-  """Shapes of a prompt method's parameters, without reading any weights."""
-  # Initialisers may read embeddings; the shapes do not depend on them.
-  zeros = {
-      field.name: jax.nn.initializers.zeros
-      for field in dataclasses.fields(method)
-      if field.name.endswith('_init')
-  }
-  return jax.eval_shape(
-      lambda key: method.clone(**zeros).init(key, backbone.spec)['params'],
-      jax.random.key(0),
-  )
 
 
 def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:

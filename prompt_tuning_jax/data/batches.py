@@ -37,6 +37,7 @@ def make_batch(
     target_length: int,
     vocab_size: int,
     num_virtual_tokens: int = 0,
+    num_decoder_virtual_tokens: int = 0,
     placement: Placement | str = 'prefix',
     batch_size: int | None = None,
     encoder_width: int | None = None,
@@ -50,12 +51,14 @@ def make_batch(
     target_length: T, targets are cut and padded to this many.
     vocab_size: V, rows of the embedding table, the first virtual id.
     num_virtual_tokens: P, length of the prompt; 0 for none.
+    num_decoder_virtual_tokens: Q, length of one before the decoder's start token, whose ids
+      follow those of the other.
     placement: where the prompt stands (`virtual_tokens.py`).
     batch_size: B; rows beyond the examples are empty. Default: as many as examples.
     encoder_width: S, what the encoder's rows are padded to. Default: input_length + P.
 
   Returns:
-    A Batch of int32 arrays [B, S] and [B, T]. The decoder's input is the targets
+    A Batch of int32 arrays [B, S] and [B, Q + T]. The decoder's input is the targets
     shifted right behind a 0; loss weights are 1 where there is a target token.
 
   Raises:
@@ -99,9 +102,14 @@ def make_batch(
         f'A target has the token id {int(targets_BT.max())}, but the embedding table has '
         f"{vocab_size} rows: the text was tokenised with another vocabulary."
     )
+  first = vocab_size + num_virtual_tokens
+  prompt_Q = np.arange(first, first + num_decoder_virtual_tokens, dtype=np.int32)
+  prompt_BQ = np.tile(prompt_Q, (batch_size, 1))
+  shifted_BT = np.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1]
+  targets_BT = np.concatenate([np.zeros_like(prompt_BQ), targets_BT], axis=1)
   return Batch(
       encoder_input_tokens=encoder_BS,
-      decoder_input_tokens=np.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1],
+      decoder_input_tokens=np.concatenate([prompt_BQ, shifted_BT], axis=1),
       decoder_target_tokens=targets_BT,
       decoder_loss_weights=(targets_BT > 0).astype(np.int32),
   )
@@ -113,7 +121,7 @@ class TrainBatches:
   Attributes:
     batch_size: B, rows over all hosts.
     widths: the encoder widths that occur, prompt included, ascending; with 'pad' one.
-    target_length: T, the decoder's width: the feature length, whatever `lengths`.
+    target_length: T, the decoder's width without its prompt: the feature length.
     examples_per_epoch: examples of all tasks together.
   """
 
@@ -125,6 +133,7 @@ class TrainBatches:
       feature_lengths: Mapping[str, int],
       vocab_size: int,
       num_virtual_tokens: int = 0,
+      num_decoder_virtual_tokens: int = 0,
       placement: Placement | str = 'prefix',
       seed: int = 0,
       lengths: str = 'pad',
@@ -142,7 +151,8 @@ class TrainBatches:
       feature_lengths: {'inputs': most ordinary tokens, 'targets': …}.
       vocab_size: V, rows of the embedding table.
       num_virtual_tokens: P, length of the prompt.
-      placement: where the prompt stands.
+      num_decoder_virtual_tokens: Q, length of a prompt before the decoder's start token.
+      placement: where the prompt stands among the inputs.
       seed: of the order; the same seed gives the same batches, whatever `lengths`.
       lengths: 'pad' or 'bucket'.
       buckets: encoder widths for 'bucket', prompt included. Default: the four or
@@ -170,7 +180,14 @@ class TrainBatches:
     self.batch_size = batch_size
     self._rows = _local_rows(batch_size, process_index, process_count)
     self._sources = [
-        _Source(task, feature_lengths, vocab_size, num_virtual_tokens, placement)
+        _Source(
+            task,
+            feature_lengths,
+            vocab_size,
+            num_virtual_tokens,
+            num_decoder_virtual_tokens,
+            placement,
+        )
         for task, _ in tasks
     ]
     self._order = ExampleOrder(
@@ -230,7 +247,7 @@ class EvalBatches:
   Attributes:
     batch_size: B, rows over all hosts.
     widths: the encoder widths that may occur, prompt included, ascending.
-    target_length: T, the decoder's width: the feature length, whatever `lengths`.
+    target_length: T, the decoder's width without its prompt: the feature length.
   """
 
   def __init__(
@@ -241,6 +258,7 @@ class EvalBatches:
       feature_lengths: Mapping[str, int],
       vocab_size: int,
       num_virtual_tokens: int = 0,
+      num_decoder_virtual_tokens: int = 0,
       placement: Placement | str = 'prefix',
       lengths: str = 'pad',
       buckets: Sequence[int] | None = None,
@@ -255,7 +273,12 @@ class EvalBatches:
     self.batch_size = batch_size
     self._rows = _local_rows(batch_size, process_index, process_count)
     self._source = _Source(
-        task, feature_lengths, vocab_size, num_virtual_tokens, placement
+        task,
+        feature_lengths,
+        vocab_size,
+        num_virtual_tokens,
+        num_decoder_virtual_tokens,
+        placement,
     )
     self._order = np.arange(len(task))
     if lengths == 'bucket':
@@ -297,6 +320,7 @@ class _Source:
       feature_lengths: Mapping[str, int],
       vocab_size: int,
       num_virtual_tokens: int,
+      num_decoder_virtual_tokens: int,
       placement: Placement | str,
   ):
     for feature in ('inputs', 'targets'):
@@ -317,6 +341,7 @@ class _Source:
     self._input_length = feature_lengths['inputs']
     self._vocab_size = vocab_size
     self._num_virtual_tokens = num_virtual_tokens
+    self._num_decoder_virtual_tokens = num_decoder_virtual_tokens
     self._placement = as_placement(placement).bind(task.vocabulary)
     self._placement.check(num_virtual_tokens, self._input_length)
     # Fields of a template that are not token features: tokenised once, here.
@@ -348,6 +373,7 @@ class _Source:
         input_length=self._input_length,
         vocab_size=self._vocab_size,
         num_virtual_tokens=self._num_virtual_tokens,
+        num_decoder_virtual_tokens=self._num_decoder_virtual_tokens,
         placement=self._placement,
         **shape,
     )

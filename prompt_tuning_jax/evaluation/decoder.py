@@ -35,6 +35,7 @@ class CachedDecoder:
       injection: Injection | None,
   ):
     self._apply = functools.partial(module.apply, {'params': params})
+    self._module = module
     self._inputs_BS = inputs_BS
     self._injection = injection
 
@@ -42,13 +43,28 @@ class CachedDecoder:
     """A cache whose row b · copies + k belongs to sequence k of input b."""
     with jax.named_scope('encode'):
       encoded_BSD = self._apply(self._inputs_BS, self._injection, method='encode')
+    count = 0 if self._injection is None else self._injection.num_decoder_virtual_tokens
     cache = self._apply(
-        encoded_BSD, self._inputs_BS, max_length, self._injection, method='init_cache'
+        encoded_BSD, self._inputs_BS, count + max_length, self._injection, method='init_cache'
     )
+    if count:
+      cache = self._after_decoder_prompt(cache)
     # Axis 1 is the batch in every array of a cache; its index is a scalar.
     return jax.tree.map(
         lambda x: jnp.repeat(x, copies, axis=1) if x.ndim > 1 else x, cache
     )
+
+  def _after_decoder_prompt(self, cache: PyTree) -> PyTree:
+    """The cache once the decoder has read the virtual tokens before its start token."""
+
+    def read(cache, token):
+      tokens_B = jnp.full(self._inputs_BS.shape[0], token)
+      _, cache = self._apply(tokens_B, cache, self._injection, method='decode_step')
+      return cache, None
+
+    with jax.named_scope('decoder_prompt'):
+      prompt_Q = self._injection.decoder_prompt(self._module.spec.vocab_size)
+      return jax.lax.scan(read, cache, prompt_Q)[0]
 
   def step(self, token_B: Array, cache: PyTree) -> tuple[Array, PyTree]:
     """Logits [B, V] of the next token in float32, and the new cache."""

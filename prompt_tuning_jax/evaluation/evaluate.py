@@ -58,6 +58,7 @@ class Evaluator:
       feature_lengths: Mapping[str, int] | None = None,
       placement: Placement | str = 'prefix',
       num_virtual_tokens: int = 0,
+      num_decoder_virtual_tokens: int = 0,
       method: str = 'rank',
       lengths: str = 'pad',
       decoding: Decoding | None = None,
@@ -76,6 +77,7 @@ class Evaluator:
         Default: 512, and all of the targets.
       placement: where the virtual tokens stand.
       num_virtual_tokens: P, virtual tokens of the prompts to come.
+      num_decoder_virtual_tokens: Q, those of them before the decoder's start token.
       method: 'rank' chooses among the task's classes by their log-probability and
         generates where a task has none; 'generate' always generates, as T5X does.
       lengths: 'pad' to the feature lengths, or 'bucket' to a few shorter ones.
@@ -98,7 +100,7 @@ class Evaluator:
       feature_lengths = {'inputs': 512, 'targets': task.longest('targets')}
     self.task = task
     self._backbone = backbone
-    self._num_virtual_tokens = num_virtual_tokens
+    self._virtual_tokens = num_virtual_tokens, num_decoder_virtual_tokens
     self._output_dir = output_dir
     self._progress = progress
     self._decoding = decoding or Decoding(max_length=feature_lengths['targets'])
@@ -112,6 +114,7 @@ class Evaluator:
         feature_lengths=feature_lengths,
         vocab_size=backbone.spec.vocab_size,
         num_virtual_tokens=num_virtual_tokens,
+        num_decoder_virtual_tokens=num_decoder_virtual_tokens,
         placement=placement,
         lengths=lengths,
     )
@@ -135,13 +138,12 @@ class Evaluator:
     Raises:
       ValueError: if the prompt is of another length than the batches were made for.
     """
-    found = 0
-    if injection is not None and injection.virtual_embeddings is not None:
-      found = injection.virtual_embeddings.shape[0]
-    if found != self._num_virtual_tokens:
+    found = _virtual_tokens(injection)
+    if found != self._virtual_tokens:
       raise ValueError(
-          f'The inputs of {self.task.name} hold {self._num_virtual_tokens} virtual tokens, '
-          f'but the prompt has {found}. Make the Evaluator with num_virtual_tokens={found}.'
+          f'The examples of {self.task.name} hold {_counted(self._virtual_tokens)}, but the '
+          f'prompt has {_counted(found)}. Make the Evaluator with '
+          f'num_virtual_tokens={found[0]}, num_decoder_virtual_tokens={found[1]}.'
       )
     model = (self._backbone.module, self._backbone.params if params is None else params)
     predict = self._rank if self._choices is not None else self._generate
@@ -308,9 +310,7 @@ def evaluate(
       the backbone, or as `Evaluator`.
   """
   injection, manifest = unpack_prompt(backbone, prompt)
-  num_virtual_tokens = 0
-  if injection is not None and injection.virtual_embeddings is not None:
-    num_virtual_tokens = injection.virtual_embeddings.shape[0]
+  num_virtual_tokens, num_decoder_virtual_tokens = _virtual_tokens(injection)
   if manifest is not None:
     feature_lengths = feature_lengths or manifest.feature_lengths or None
     placement = placement or manifest.placement or None
@@ -325,6 +325,7 @@ def evaluate(
         feature_lengths=feature_lengths,
         placement=as_placement(placement or 'prefix'),
         num_virtual_tokens=num_virtual_tokens,
+        num_decoder_virtual_tokens=num_decoder_virtual_tokens,
         method=method,
         lengths=lengths,
         decoding=decoding,
@@ -383,6 +384,17 @@ def unpack_prompt(backbone: Backbone, prompt: AnyPrompt) -> tuple[Injection | No
     return prompt, None
   prompt.check(backbone)
   return prompt.injection, prompt.manifest
+
+
+def _virtual_tokens(injection: Injection | None) -> tuple[int, int]:
+  """Virtual tokens in the encoder's and in the decoder's input."""
+  injection = injection or Injection()
+  return injection.num_virtual_tokens, injection.num_decoder_virtual_tokens
+
+
+def _counted(virtual_tokens: tuple[int, int]) -> str:
+  in_input, in_decoder = virtual_tokens
+  return f'{in_input} virtual tokens' + (f' (and {in_decoder} in the decoder)' * bool(in_decoder))
 
 
 def _takes_scores(metric_fn: Callable[..., Any]) -> bool:

@@ -223,7 +223,7 @@ class _Inputs:
         num_cut += 1
       first_id = backbone.spec.vocab_size
       row = as_placement(place or 'prefix').bind(backbone.vocabulary)(
-          ids, _num_virtual(injection), first_id, length=length
+          ids, (injection or Injection()).num_virtual_tokens, first_id, length=length
       )
       self._rows.append(np.where(row >= first_id, row + offsets[key], row))
     if num_cut:
@@ -261,12 +261,6 @@ def _width(length: int) -> int:
   return width
 
 
-def _num_virtual(injection: Injection | None) -> int:
-  if injection is None or injection.virtual_embeddings is None:
-    return 0
-  return injection.virtual_embeddings.shape[0]
-
-
 def _join(
     injections: dict[Hashable, Injection | None],
 ) -> tuple[Injection | None, dict[Hashable, int]]:
@@ -279,13 +273,13 @@ def _join(
     if injection is None:
       continue
     others = [x for x in jax.tree.leaves(injection) if x is not injection.virtual_embeddings]
-    if others:
+    if others or injection.num_decoder_virtual_tokens:
       raise ValueError(
-          f'Prompts can share a batch only if they are soft prompts; one is {injection}. '
-          'Run the texts of that prompt on their own.'
+          f"Prompts can share a batch only if they are soft prompts of the encoder's input; "
+          f'one is {injection}. Run the texts of that prompt on their own.'
       )
     if injection.virtual_embeddings is not None:
       tables.append(injection.virtual_embeddings)
-      start += _num_virtual(injection)
+      start += injection.num_virtual_tokens
   joined = Injection(virtual_embeddings=jnp.concatenate(tables)) if tables else None
   return joined, offsets

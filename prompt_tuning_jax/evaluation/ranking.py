@@ -96,12 +96,19 @@ def score_choices(
   with jax.named_scope('encode'):
     encoded_BSD = apply(encoder_input_tokens_BS, method='encode')
   num_rows = encoder_input_tokens_BS.shape[0]
+  prompt_Q = jnp.zeros(0, jnp.int32)
+  if injection is not None and injection.num_decoder_virtual_tokens:
+    prompt_Q = injection.decoder_prompt(module.spec.vocab_size)
 
   def score_one(choice_T: Array) -> Array:
-    targets_BT = jnp.broadcast_to(choice_T, (num_rows, choice_T.shape[0]))
-    shifted_BT = jnp.pad(targets_BT[:, :-1], ((0, 0), (1, 0)))
+    # A prompt of the decoder's own stands before the start token, and has no targets.
+    targets_T = jnp.concatenate([jnp.zeros_like(prompt_Q), choice_T])
+    inputs_T = jnp.concatenate([prompt_Q, jnp.zeros(1, jnp.int32), choice_T[:-1]])
+    targets_BT, inputs_BT = (
+        jnp.broadcast_to(x_T, (num_rows, len(x_T))) for x_T in (targets_T, inputs_T)
+    )
     logits_BTV = apply(
-        shifted_BT, targets_BT, encoded_BSD, encoder_input_tokens_BS, method='decode'
+        inputs_BT, targets_BT, encoded_BSD, encoder_input_tokens_BS, method='decode'
     )
     return sequence_scores(logits_BTV, targets_BT)
 

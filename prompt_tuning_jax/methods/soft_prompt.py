@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 
 import flax.linen as nn
 
 from prompt_tuning_jax import initializers
+from prompt_tuning_jax.methods.method import Method, check_length
 from prompt_tuning_jax.typing import Array, BackboneSpec, Injection
 
 
-class SoftPrompt(nn.Module):
+class SoftPrompt(Method):
   """A soft prompt: the matrix [P, D] itself is what trains.
 
   Where its rows stand among an example's tokens is the data pipeline's affair
@@ -26,17 +26,11 @@ class SoftPrompt(nn.Module):
   prompt_init: Callable[..., Array] = initializers.uniform()
 
   def __post_init__(self) -> None:
-    if not (isinstance(self.length, numbers.Integral) and self.length >= 1):
-      raise ValueError(
-          f'PROMPT_LENGTH is {self.length!r} (SoftPrompt.length); a prompt has a whole '
-          'number of virtual tokens, at least 1. Set PROMPT_LENGTH = 20 for example; for '
-          'the model without a prompt set PROMPT = None.'
-      )
+    check_length(self.length, 'SoftPrompt.length')
     super().__post_init__()
 
   @property
   def num_virtual_tokens(self) -> int:
-    """How many virtual tokens the data pipeline has to place."""
     return self.length
 
   @nn.compact

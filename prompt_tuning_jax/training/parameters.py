@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.step import TrainState
 from prompt_tuning_jax.typing import BackboneSpec, Injection, PyTree
@@ -30,7 +30,7 @@ class RunParameters:
       self,
       params: PyTree,
       trainable: Any,
-      method: nn.Module | None = None,
+      method: Method | None = None,
       spec: BackboneSpec | None = None,
   ):
     """Splits the parameters.
@@ -53,7 +53,7 @@ class RunParameters:
 
   @classmethod
   def of(
-      cls, backbone: Backbone, method: nn.Module | None, trainable: Any, *, seed: int = 0
+      cls, backbone: Backbone, method: Method | None, trainable: Any, *, seed: int = 0
   ) -> RunParameters:
     """Loads a backbone's weights and draws a method's prompt from the seed."""
     params = {'backbone': backbone.params}

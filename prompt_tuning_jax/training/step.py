@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import losses
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.typing import Array, Batch, PyTree
@@ -38,7 +39,7 @@ class TrainState:
 
 
 def make_loss_fn(
-    method: nn.Module | None, module: nn.Module, loss: losses.LossConfig
+    method: Method | None, module: nn.Module, loss: losses.LossConfig
 ) -> Callable[..., tuple[Array, dict[str, Array]]]:
   """Returns `(trainable, frozen, batch, weights_BT, dropout_rng) → (sum of losses, sums)`.
 
@@ -80,7 +81,7 @@ def make_loss_fn(
 
 
 def make_train_step(
-    method: nn.Module | None,
+    method: Method | None,
     module: nn.Module,
     tx: optax.GradientTransformation,
     *,
@@ -109,7 +110,7 @@ def make_train_step(
   """
   loss_fn = make_loss_fn(method, module, loss)
   dropout = getattr(module, 'dropout_rate', 0.0) > 0.0 or (
-      getattr(method, 'dropout_rate', 0.0) > 0.0
+      method is not None and method.has_dropout
   )
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -184,7 +185,7 @@ def _accumulate(gradient_of, trainable, batch, weights_BT, rng, microbatches):
 
 def loss_and_grad(
     backbone: Backbone,
-    method: nn.Module,
+    method: Method,
     params: PyTree,
     batch: Batch,
     loss: losses.LossConfig = losses.LossConfig(),

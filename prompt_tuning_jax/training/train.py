@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
@@ -22,6 +21,8 @@ from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import Evaluator
 from prompt_tuning_jax.export import write_outcome
+from prompt_tuning_jax.methods import method as method_lib
+from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.description import describe
@@ -61,7 +62,7 @@ def train(
     task: str,
     model_dir: str,
     train_steps: int,
-    method: nn.Module | None = None,
+    method: Method | None = None,
     trainable: optax.GradientTransformation | trainable_lib.Labelling | None = None,
     batch_size: int = 32,
     feature_lengths: Mapping[str, int] | None = None,
@@ -190,6 +191,9 @@ def train(
         feature_lengths=feature_lengths,
         placement=placement,
         num_virtual_tokens=0 if method is None else method.num_virtual_tokens,
+        num_decoder_virtual_tokens=(
+            0 if method is None else method.num_decoder_virtual_tokens
+        ),
         lengths=lengths,
     )
     batches = TrainBatches(
@@ -306,7 +310,7 @@ def _check_metric(name: str, metrics: Sequence[str]) -> None:
 
 def _summary(
     backbone: Backbone,
-    method: nn.Module | None,
+    method: Method | None,
     description: Mapping[str, Any],
     train_steps: int,
     count: int,
@@ -315,7 +319,8 @@ def _summary(
   lengths = description['feature_lengths']
   what = 'none: the model itself is tuned'
   if method is not None:
-    what = f'{type(method).__name__}, {method.num_virtual_tokens} virtual tokens'
+    _, injection = method_lib.shapes(method, backbone.spec)
+    what = f'{type(method).__name__}, {injection}'
   examples = sum(count for count, _ in description['examples'].values())
   total = backbone.num_params
   return '\n'.join([

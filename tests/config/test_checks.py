@@ -11,8 +11,9 @@ import pytest
 from prompt_tuning_jax import artifact, cli, initializers
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
-from prompt_tuning_jax.config import checks, registry
+from prompt_tuning_jax.config import registry
 from prompt_tuning_jax.data import cache, seqio_source
+from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.typing import Injection
@@ -192,6 +193,7 @@ def test_decoding_needs_a_length_where_nothing_gives_one(dry_run):
 def test_shapes_of_a_prompt_are_known_without_the_embeddings(backbone_dir, monkeypatch):
   backbone = load_backbone(backbone_dir)
   method = SoftPrompt(5, initializers.sampled_vocab(backbone))
-  shapes = checks.prompt_shapes(method, backbone)
-  assert jax.tree.map(lambda leaf: leaf.shape, shapes) == {'prompt': (5, 16)}
+  params, injection = method_lib.shapes(method, backbone.spec)
+  assert jax.tree.map(lambda leaf: leaf.shape, params) == {'prompt': (5, 16)}
+  assert injection.virtual_embeddings.shape == (5, 16)
   assert 'params' not in vars(backbone)

@@ -1,0 +1,43 @@
+"""A linear layer that starts as PyTorch's does, which the published methods were run with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning_jax.typing import Array
+
+
+class Linear(nn.Module):
+  """`x @ kernel + bias`, both drawn from U(−1/√in, 1/√in): `torch.nn.Linear`'s default.
+
+  Attributes:
+    features: size of the output.
+    output_init: initialiser `(key, shape) → array` of the output [P, features] for the
+      input [P, in] that the layer first sees; the kernel is then the one nearest to the
+      drawn one that gives it (exactly, where P ≤ in). None leaves the kernel as drawn.
+  """
+
+  features: int
+  output_init: Callable[..., Array] | None = None
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    bound = x.shape[-1] ** -0.5
+
+    def uniform(key, shape):
+      return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    def kernel_init(key, shape):
+      kernel = uniform(key, shape)
+      if self.output_init is None:
+        return kernel
+      wanted = self.output_init(key, (*x.shape[:-1], self.features))
+      return kernel + jnp.linalg.pinv(x) @ (wanted - bias - x @ kernel)
+
+    bias = self.param('bias', uniform, (self.features,))
+    kernel = self.param('kernel', kernel_init, (x.shape[-1], self.features))
+    return x @ kernel + bias

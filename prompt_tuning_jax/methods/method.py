@@ -1,0 +1,80 @@
+"""What every prompt method is: a Flax module from its parameters to an Injection."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning_jax.typing import BackboneSpec, Injection, PyTree
+
+
+class Method(nn.Module):
+  """Base of the prompt methods: `method.apply({'params': params}, spec) → Injection`.
+
+  A method gives `__call__`, and says what the data pipeline and the train step have to do
+  for it. It draws dropout only where it is applied with a key `dropout`.
+  """
+
+  @property
+  def num_virtual_tokens(self) -> int:
+    """How many virtual tokens the data pipeline has to place in every input."""
+    return 0
+
+  @property
+  def num_decoder_virtual_tokens(self) -> int:
+    """How many it has to place before the decoder's start token."""
+    return 0
+
+  @property
+  def has_dropout(self) -> bool:
+    """Whether the method itself drops anything while it trains."""
+    return False
+
+  def __call__(self, spec: BackboneSpec) -> Injection:
+    """What the parameters amount to for a backbone of these sizes."""
+    raise NotImplementedError
+
+
+def shapes(method: Method, spec: BackboneSpec) -> tuple[PyTree, Injection]:
+  """Shapes of a method's parameters and of its Injection; no weights are read."""
+  without_weights = _without_initializers(method)
+
+  def init_and_apply(key):
+    params = without_weights.init(key, spec)['params']
+    return params, without_weights.apply({'params': params}, spec)
+
+  return jax.eval_shape(init_and_apply, jax.random.key(0))
+
+
+def _without_initializers(method: Method) -> Method:
+  """The method without initialisers, which may read embeddings and change no shape."""
+
+  def zeros(key, shape, dtype=jnp.float32, **_):
+    del key
+    return jnp.zeros(shape, dtype)
+
+  changes = {}
+  for field in dataclasses.fields(method):
+    value = getattr(method, field.name)
+    if field.name.endswith('_init') and value is not None:
+      changes[field.name] = zeros
+    elif isinstance(value, Method) and field.name != 'parent':
+      changes[field.name] = _without_initializers(value)
+    elif isinstance(value, (list, tuple)) and any(isinstance(x, Method) for x in value):
+      changes[field.name] = [_without_initializers(x) for x in value]
+  return method.clone(**changes)
+
+
+def check_length(length: Any, where: str) -> None:
+  """Raises ValueError unless `length` is a whole number of positions, at least 1."""
+  if not (isinstance(length, numbers.Integral) and length >= 1):
+    raise ValueError(
+        f'PROMPT_LENGTH is {length!r} ({where}); a prompt has a whole number of '
+        'positions, at least 1. Set PROMPT_LENGTH = 20 for example; for the model without a '
+        'prompt set PROMPT = None.'
+    )
