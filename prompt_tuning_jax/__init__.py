@@ -21,6 +21,10 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.evaluation.evaluate import evaluate
   from prompt_tuning_jax.evaluation.infer import generate, rank
+  from prompt_tuning_jax.methods.combined import Combined, InDecoder
+  from prompt_tuning_jax.methods.deep_prompt import DeepPrompt
+  from prompt_tuning_jax.methods.layer_prompt import LayerPrompt
+  from prompt_tuning_jax.methods.prefix import Prefix
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
   from prompt_tuning_jax.prompt_files import load_prompt
   from prompt_tuning_jax.training.step import loss_and_grad
@@ -31,6 +35,11 @@ if TYPE_CHECKING:
 _MODULES = {
     'load_backbone': 'checkpoints.load',
     'SoftPrompt': 'methods.soft_prompt',
+    'Prefix': 'methods.prefix',
+    'DeepPrompt': 'methods.deep_prompt',
+    'LayerPrompt': 'methods.layer_prompt',
+    'Combined': 'methods.combined',
+    'InDecoder': 'methods.combined',
     'initializers': '',
     'train': 'training.train',
     'evaluate': 'evaluation.evaluate',
@@ -46,6 +55,11 @@ _MODULES = {
 __all__ = [
     'load_backbone',
     'SoftPrompt',
+    'Prefix',
+    'DeepPrompt',
+    'LayerPrompt',
+    'Combined',
+    'InDecoder',
     'initializers',
     'train',
     'evaluate',

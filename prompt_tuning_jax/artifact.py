@@ -238,8 +238,7 @@ def save_prompt(
         'backbone_spec': backbone.spec,
         'vocabulary_fingerprint': getattr(backbone.vocabulary, 'fingerprint', ''),
     } | fields
-  if injection.virtual_embeddings is not None:
-    fields.setdefault('num_virtual_tokens', injection.num_virtual_tokens)
+  fields.setdefault('num_virtual_tokens', injection.num_virtual_tokens)
   if 'placement' in fields:
     fields['placement'] = getattr(fields['placement'], 'description', fields['placement'])
   fields['library_version'] = library_version()
@@ -302,6 +301,7 @@ def load_artifact(path: str | os.PathLike[str]) -> Prompt:
     )
   injection = Injection(
       virtual_embeddings=_pick(arrays, 'virtual_embeddings'),
+      layer_embeddings=_pick(arrays, 'layer_embeddings'),
       **{
           name: (_pick(arrays, f'{name}/keys'), _pick(arrays, f'{name}/values'))
           for name in KV_FIELDS.values()
@@ -359,6 +359,8 @@ def _arrays(injection: Injection) -> dict[str, np.ndarray]:
   arrays = {}
   if injection.virtual_embeddings is not None:
     arrays['virtual_embeddings'] = np.ascontiguousarray(injection.virtual_embeddings)
+  if injection.layer_embeddings is not None:
+    arrays['layer_embeddings'] = np.ascontiguousarray(injection.layer_embeddings)
   for name in KV_FIELDS.values():
     pair = getattr(injection, name)
     if pair is not None:
@@ -374,6 +376,8 @@ def _pick(arrays: Mapping[str, np.ndarray], name: str) -> Any:
 def _length(injection: Injection) -> int:
   if injection.virtual_embeddings is not None:
     return injection.virtual_embeddings.shape[0]
+  if injection.layer_embeddings is not None:
+    return injection.layer_embeddings.shape[1]
   pairs = (getattr(injection, name) for name in KV_FIELDS.values())
   return max((pair[0].shape[1] for pair in pairs if pair is not None), default=0)
 

@@ -8,6 +8,7 @@ that start from words take the backbone whose words they are:
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.typing import Array
+from prompt_tuning_jax.typing import KV_FIELDS, Array, Injection
 
 Initializer = Callable[..., Array]
 
@@ -127,6 +128,47 @@ def text(words: str, backbone: Backbone, fallback: Initializer | None = None) ->
       )
     rows = jnp.asarray(table_VD)[tokens].astype(dtype)
     return fallback(key, shape, dtype).at[: len(tokens)].set(rows)
+
+  return init
+
+
+def keys_values_of(words: str, backbone: Backbone) -> Initializer:
+  """The keys and values that the frozen model itself computes for real words.
+
+  For `Prefix` and `DeepPrompt` (Li & Liang, 2021, section 7.4). The encoder's are those of
+  the words as its input, cross-attention's those of the encoder's output of them, and the
+  decoder's those of the words as what it has written. Texts are cut to the length of the
+  prefix; shorter ones are repeated.
+
+  Args:
+    words: the text, for example words that the task is about.
+    backbone: whose keys and values, and whose vocabulary.
+
+  Raises:
+    ValueError: if the text has no tokens, the backbone has no vocabulary, or the prefix is
+      for a backbone of other sizes.
+  """
+
+  @functools.cache
+  def computed(length: int) -> Injection:
+    tokens = _encode(words, backbone)
+    if not tokens:
+      raise ValueError(
+          f'The text {words!r}, from whose keys and values the prefix is to start, has no '
+          'tokens in this vocabulary. Set PROMPT_TEXT to some words.'
+      )
+    return backbone.module.keys_and_values(backbone.params, np.resize(tokens, length))
+
+  def init(key, shape, dtype=jnp.float32, *, site):
+    del key  # Nothing is random here.
+    keys_values = jnp.stack(getattr(computed(shape[2]), KV_FIELDS[site])).astype(dtype)
+    if keys_values.shape != tuple(shape):
+      raise ValueError(
+          f'The prefix has the shape {list(shape)} [2, layers, length, heads, d_kv], but the '
+          f'keys and values of {backbone.name} have {list(keys_values.shape)}. Initialise '
+          'from the backbone that the run uses.'
+      )
+    return keys_values
 
   return init
 

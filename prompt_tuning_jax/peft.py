@@ -141,6 +141,15 @@ def _check_expressible(prompt: Prompt) -> None:
   """Refuses what PEFT's adapters have no place for."""
   injection = prompt.injection
   reason = ''
+  if injection.layer_embeddings is not None:
+    reason = 'it has rows for every layer, and a PEFT prompt has rows for the first alone'
+  if injection.num_decoder_virtual_tokens:
+    reason = 'it has virtual tokens in the decoder, and PEFT reads those of the encoder alone'
+  if injection.decoder_kv is not None and injection.positions != 'before':
+    reason = (
+        f'its keys have positions {injection.positions!r}, and a PEFT prefix stands before '
+        'the text'
+    )
   if injection.encoder_kv is not None or injection.cross_kv is not None:
     reason = (
         'it has keys and values for the encoder or for cross-attention, and a PEFT prefix '

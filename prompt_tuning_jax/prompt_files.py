@@ -153,7 +153,8 @@ def export_prompt(
     return
   prompt.check(backbone)
   rows_PD = prompt.injection.virtual_embeddings
-  if rows_PD is None or len(jax.tree.leaves(prompt.injection)) > 1:
+  others = len(jax.tree.leaves(prompt.injection)) > 1
+  if rows_PD is None or others or prompt.injection.num_decoder_virtual_tokens:
     raise ValueError(
         f'{prompt.source or "The prompt"} is {prompt.injection}; a .npy file holds a soft '
         'prompt [P, D] and nothing else. Keep the artifact.'

@@ -60,6 +60,8 @@ class Injection:
 
   Attributes:
     virtual_embeddings: [P, D], the embeddings of the virtual tokens V .. V+P-1.
+    layer_embeddings: [L, P, D], what the encoder's hidden states at those tokens are
+      replaced with before each layer.
     encoder_kv: keys and values, each [L, P, N, H], which every layer's encoder
       self-attention sees before its own. All positions see them.
     decoder_kv: the same for the decoder's self-attention.
@@ -70,6 +72,7 @@ class Injection:
   """
 
   virtual_embeddings: Array | None = None
+  layer_embeddings: Array | None = None
   encoder_kv: KeysValues | None = None
   decoder_kv: KeysValues | None = None
   cross_kv: KeysValues | None = None
@@ -79,9 +82,9 @@ class Injection:
   @property
   def num_virtual_tokens(self) -> int:
     """Virtual tokens in the encoder's input."""
-    if self.virtual_embeddings is None:
-      return 0
-    return self.virtual_embeddings.shape[0] - self.num_decoder_virtual_tokens
+    if self.virtual_embeddings is not None:
+      return self.virtual_embeddings.shape[0] - self.num_decoder_virtual_tokens
+    return 0 if self.layer_embeddings is None else self.layer_embeddings.shape[1]
 
   def decoder_prompt(self, vocab_size: int) -> Array:
     """Ids [Q] of the virtual tokens that stand before the decoder's start token."""
@@ -122,6 +125,15 @@ class Injection:
         raise ValueError(
             f'Injection.virtual_embeddings has shape {shape}: a prompt of no positions. '
             'Set PROMPT_LENGTH to at least 1; for no prompt at all, leave the field None.'
+        )
+    if self.layer_embeddings is not None:
+      shape = self.layer_embeddings.shape
+      expected = (spec.num_encoder_layers, self.num_virtual_tokens, spec.d_model)
+      if shape != expected or not self.num_virtual_tokens:
+        raise ValueError(
+            f'Injection.layer_embeddings has shape {shape}; this backbone needs '
+            f'[encoder layers={expected[0]}, prompt length={expected[1]}, '
+            f'd_model={expected[2]}]. Train or load a prompt made for this backbone.'
         )
     if self.positions not in POSITIONS:
       raise ValueError(

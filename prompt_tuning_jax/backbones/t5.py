@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning_jax.backbones.t5_config import T5Config
-from prompt_tuning_jax.backbones.t5_layers import float32_product
+from prompt_tuning_jax.backbones.t5_layers import float32_product, place_virtual
 from prompt_tuning_jax.backbones.t5_stacks import Decoder, DecoderCache, Encoder
 from prompt_tuning_jax.typing import (
     Array,
@@ -47,10 +47,7 @@ class _TokenEmbedder(nn.Module):
     # where batches are made, with the name of the example.
     x = jnp.asarray(self.embedding).at[tokens].get(mode='clip').astype(self.dtype)
     if virtual_embeddings_PD is not None:
-      with jax.named_scope('virtual_tokens'):
-        virtual = jnp.asarray(virtual_embeddings_PD, self.dtype)
-        rows = jnp.clip(tokens - self.vocab_size, 0, len(virtual) - 1)
-        x = jnp.where((tokens >= self.vocab_size)[..., None], virtual[rows], x)
+      x = place_virtual(x, virtual_embeddings_PD, tokens - self.vocab_size)
     return x
 
   def attend(self, x_BTD: Array) -> Array:
@@ -153,6 +150,7 @@ class T5(nn.Module):
         encoder_input_tokens_BS > 0,
         injection.encoder_kv,
         injection.positions,
+        (injection.layer_embeddings, encoder_input_tokens_BS - self.config.vocab_size),
         enable_dropout,
     )
 

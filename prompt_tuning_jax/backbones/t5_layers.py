@@ -107,6 +107,14 @@ def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon) * scale
 
 
+def place_virtual(x_BSD: Array, rows_PD: Array, index_BS: Array) -> Array:
+  """`x_BSD` with row `index` of a prompt wherever the index is not negative."""
+  with jax.named_scope('virtual_tokens'):
+    rows = jnp.clip(index_BS, 0, len(rows_PD) - 1)
+    rows_BSD = jnp.asarray(rows_PD, x_BSD.dtype)[rows]
+    return jnp.where((index_BS >= 0)[..., None], rows_BSD, x_BSD)
+
+
 def relative_position_bucket(
     relative_position: Array, *, bidirectional: bool, num_buckets: int, max_distance: int
 ) -> Array:

@@ -131,6 +131,8 @@ class EncoderLayer(_Layer):
       self,
       x_BSD: Array,
       prefix: KeysValues | None,
+      rows_PD: Array | None,
+      virtual_BS: Array | None,
       valid_BS: Array,
       mask_bias_B1SK: Array,
       relpos_bias_1NSK: Array | None,
@@ -138,6 +140,8 @@ class EncoderLayer(_Layer):
       enable_dropout: bool,
   ) -> tuple[Array, None]:
     """Returns the layer's output and, for the scan, nothing."""
+    if rows_PD is not None:
+      x_BSD = t5_layers.place_virtual(x_BSD, rows_PD, virtual_BS)
     if relpos_bias_1NSK is None:
       relpos_bias_1NSK = self.relpos_bias(jnp.arange(x_BSD.shape[1]), *keys)
     with jax.named_scope('self_attention'):
@@ -280,7 +284,7 @@ def _scanned(layer_class: type[nn.Module], length: int, remat: str, unroll: bool
         layer_class,
         policy=REMAT_POLICIES[remat],
         prevent_cse=unroll,
-        static_argnums=(7,) if layer_class is EncoderLayer else (9,),
+        static_argnums=(9,) if layer_class is EncoderLayer else (9,),
     )
   shared = dict(
       variable_axes={'params': 0, 'keys_values': 0},
@@ -295,7 +299,7 @@ def _scanned(layer_class: type[nn.Module], length: int, remat: str, unroll: bool
     return dict(in_axes=(0,) * scanned + (nn.broadcast,) * broadcast, **shared)
 
   if issubclass(layer_class, EncoderLayer):
-    return nn.scan(layer_class, methods={'__call__': method(scanned=1, broadcast=5)})
+    return nn.scan(layer_class, methods={'__call__': method(scanned=2, broadcast=6)})
   return nn.scan(
       layer_class,
       methods={
@@ -342,9 +346,14 @@ class Encoder(_Stack):
       valid_BS: Array,
       prefix: KeysValues | None = None,
       prefix_positions: str = 'before',
+      layer_rows: tuple[Array | None, Array | None] = (None, None),
       enable_dropout: bool = False,
   ) -> Array:
-    """Encodes all positions; `valid_BS` is False on padding."""
+    """Encodes all positions; `valid_BS` is False on padding.
+
+    `layer_rows` are rows [L, P, D] that stand at virtual tokens before every layer, and
+    which of them stands at each position, negative where none does.
+    """
     length = x_BSD.shape[1]
     keys = KeyPositions.of(length, prefix, prefix_positions)
     relpos_bias_1NSK = None
@@ -356,7 +365,14 @@ class Encoder(_Stack):
 
     x_BSD = self._dropout(x_BSD, enable_dropout)
     x_BSD, _ = self.layers(
-        x_BSD, prefix, valid_BS, mask_bias_B1SK, relpos_bias_1NSK, keys, enable_dropout
+        x_BSD,
+        prefix,
+        *layer_rows,
+        valid_BS,
+        mask_bias_B1SK,
+        relpos_bias_1NSK,
+        keys,
+        enable_dropout,
     )
     return self._dropout(
         self.encoder_norm(x_BSD) * valid_BS[..., None], enable_dropout

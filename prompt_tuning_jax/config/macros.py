@@ -213,8 +213,17 @@ MACROS: Mapping[str, Macro] = {
         "T5X's None, a seed from the clock, has no counterpart.",
     ),
     'PROMPT': Macro('the prompt method; None for none', '@SoftPrompt()', _OBJECT, True),
-    'PROMPT_LENGTH': Macro('virtual tokens of the prompt', '100', _COUNT),
-    'PROMPT_TEXT': Macro('text the prompt starts from', "'what is it:'", _TEXT),
+    'PROMPT_LENGTH': Macro(
+        'virtual tokens of the prompt, or positions of the prefix', '100', _COUNT
+    ),
+    'DECODER_PROMPT_LENGTH': Macro(
+        "virtual tokens before the decoder's start token", '5', _COUNT
+    ),
+    'PREFIX_LENGTH': Macro('positions of a prefix beside a soft prompt', '10', _COUNT),
+    'PREFIX_LEARNING_RATE': Macro(
+        'learning rate of a prefix beside a soft prompt', '5e-05', _RATE
+    ),
+    'PROMPT_TEXT': Macro('text the prompt or the prefix starts from', "'what is it:'", _TEXT),
     'CLASS_LABELS': Macro(
         'words for the classes: the prompt starts from their embeddings, infer ranks them',
         "['positive', 'negative']",

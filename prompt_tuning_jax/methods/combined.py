@@ -94,6 +94,11 @@ def combine(injections: Sequence[Injection]) -> Injection:
         f'The prefixes of methods that are combined differ in positions '
         f'({" and ".join(sorted(positions))}). Give all the same (Prefix.positions).'
     )
+  if any(x.layer_embeddings is not None for x in injections):
+    raise ValueError(
+        'A prompt in every layer (LayerPrompt) cannot be combined with another method: its '
+        'rows stand where the virtual tokens of the other would. Use it alone.'
+    )
   encoder = [x.virtual_embeddings[: x.num_virtual_tokens] for x in injections if _has_rows(x)]
   decoder = [x.virtual_embeddings[x.num_virtual_tokens :] for x in injections if _has_rows(x)]
   return Injection(

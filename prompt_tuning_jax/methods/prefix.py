@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Callable
 
@@ -95,36 +96,18 @@ class Prefix(Method):
   def _keys_values(self, spec: BackboneSpec, site: str) -> KeysValues:
     layers = spec.num_encoder_layers if site == 'encoder' else spec.num_decoder_layers
     shape = (2, layers, self.length, spec.num_heads, spec.d_kv)
-    make = _Direct(shape, self._init(site), name=site)
-    if self.hidden is not None:
-      make = _Network(
-          shape,
-          spec.d_model,
-          self.hidden,
-          self.embedding_init,
-          self.keys_values_init and self._init(site),
-          name=site,
-      )
-    keys_values = nn.Dropout(self.dropout_rate)(
-        make(), deterministic=not self.has_rng('dropout')
-    )
+    init = None
+    if self.keys_values_init is not None:
+      init = functools.partial(self.keys_values_init, site=site)
+    if self.hidden is None:
+      keys_values = self.param(site, init or nn.initializers.normal(1.0), shape)
+    else:
+      keys_values = _Network(
+          shape, spec.d_model, self.hidden, self.embedding_init, init, name=site
+      )()
+    dropout = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng('dropout'))
+    keys_values = dropout(keys_values)
     return keys_values[0], keys_values[1]
-
-  def _init(self, site: str) -> Callable[..., Array]:
-    if self.keys_values_init is None:
-      return nn.initializers.normal(1.0)
-    return lambda key, shape: self.keys_values_init(key, shape, jnp.float32, site=site)
-
-
-class _Direct(nn.Module):
-  """Keys and values [2, L, P, N, H] that are parameters themselves."""
-
-  shape: tuple[int, ...]
-  keys_values_init: Callable[..., Array]
-
-  @nn.compact
-  def __call__(self) -> Array:
-    return self.param('keys_values', self.keys_values_init, self.shape)
 
 
 class _Network(nn.Module):
