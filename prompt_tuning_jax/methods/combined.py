@@ -63,6 +63,7 @@ class Combined(Method):
           f'Combined.methods has {len(self.methods)} methods; it combines two or more, such '
           'as [@SoftPrompt(), @Prefix()].'
       )
+    object.__setattr__(self, 'methods', tuple(self.methods))
     super().__post_init__()
 
   @property

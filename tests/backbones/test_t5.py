@@ -80,6 +80,31 @@ def test_other_places_of_the_prompt_equal_the_original(golden, case, place):
   assert_close(gradient, recorded['grad/encoder/prompt/prompt/prompt'], 1e-4)
 
 
+@pytest.mark.parametrize('also_embedded', [True, False])
+def test_a_prompt_in_every_layer_equals_the_original(golden, also_embedded):
+  recorded = np.load(golden / 't5x' / 'variant_mini_per_layer_replace_prompt.npz')
+  model = T5(MINI_CONFIG), mini_params(golden)
+  batch = prepend_virtual(recorded_batch(recorded), MINI_CONFIG.vocab_size, 5)
+  # What stands at the virtual tokens before the first layer is replaced there as well.
+  embedded = recorded['prompt'] if also_embedded else None
+  names = [f'encoder/layers_{layer}/prompt/prompt/prompt' for layer in range(3)]
+
+  def loss(rows):
+    logits = _apply(model, batch, Injection(embedded, layer_embeddings=rows))
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch.decoder_target_tokens
+    )
+    z_loss = 1e-4 * jax.nn.logsumexp(logits, axis=-1) ** 2
+    return jnp.sum((losses + z_loss) * batch.decoder_loss_weights), logits
+
+  (total, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+      jnp.stack([recorded[f'param/{name}'] for name in names])
+  )
+  assert_close(logits, recorded['logits'], 1e-5)
+  assert_close(total, recorded['loss_fn'], 1e-5)
+  assert_close(gradient, np.stack([recorded[f'grad/{name}'] for name in names]), 1e-5)
+
+
 def test_a_soft_prompt_of_embedded_words_acts_like_the_words(tiny, tiny_batch):
   words = np.array([7, 9, 11], np.int32)
   spoken = tiny_batch.replace(
@@ -310,14 +335,6 @@ def test_a_prompt_of_another_width_is_refused(tiny, tiny_batch):
 def test_a_prompt_of_no_positions_is_refused(tiny, tiny_batch):
   with pytest.raises(ValueError, match=r'shape \(0, 16\): a prompt of no positions.*PROMPT_LENGTH'):
     _apply(tiny, tiny_batch, Injection(jnp.zeros((0, 16))))
-
-
-def test_a_field_that_the_backbone_cannot_take_is_refused_by_name(tiny, tiny_batch):
-  keys = jnp.zeros((3, 2, 3, 4))
-  with pytest.raises(ValueError, match='cannot take Injection.decoder_kv'):
-    _apply(tiny, tiny_batch, Injection(decoder_kv=(keys, keys)))
-  with pytest.raises(ValueError, match=r'decoder_kv has shape .*layers=3'):
-    _apply(tiny, tiny_batch, Injection(decoder_kv=(keys[:1], keys[:1])))
 
 
 def test_small_distances_have_buckets_of_their_own():

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import names
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.typing import Batch
 from tests.conftest import TINY_CONFIG
 
 # The families that differ in their arrays.
@@ -40,6 +41,14 @@ PEFT_PROMPTS = [
     't5v11.ptuning5_mlp',
     't5v10.prompt5_random',
 ]
+
+
+def recorded_batch(recorded, prefix: str = '') -> Batch:
+  """What transformers or PEFT was given; its labels of -100 are padding."""
+  targets = np.maximum(recorded[f'{prefix}labels'], 0).astype(np.int32)
+  inputs = recorded[f'{prefix}input_ids'] * recorded[f'{prefix}attention_mask']
+  shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  return Batch(inputs.astype(np.int32), shifted, targets, (targets > 0).astype(np.float32))
 
 
 def random_params(config: T5Config, seed: int = 0) -> dict:

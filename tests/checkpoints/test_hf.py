@@ -15,7 +15,7 @@ from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, names
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.prompt_files import load_prompt
-from prompt_tuning_jax.typing import Batch, Injection
+from prompt_tuning_jax.typing import Injection
 from tests.checkpoints import samples
 from tests.conftest import TINY_CONFIG, assert_close, prepend_virtual
 
@@ -25,14 +25,6 @@ TIED = samples.CONFIGS['T5 1.0']
 def stacked(folder):
   checkpoint = hf.read_hf(folder)
   return T5(checkpoint.config), names.stack_from_t5x(checkpoint.weights, checkpoint.config)
-
-
-def recorded_batch(recorded, prefix=''):
-  """The recorded batch; labels of -100 are padding, which transformers predicts too."""
-  targets = np.maximum(recorded[f'{prefix}labels'], 0).astype(np.int32)
-  inputs = recorded[f'{prefix}input_ids'] * recorded[f'{prefix}attention_mask']
-  shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  return Batch(inputs.astype(np.int32), shifted, targets, (targets > 0).astype(np.float32))
 
 
 def mean_loss(logits_BTV, batch):
@@ -48,7 +40,7 @@ def mean_loss(logits_BTV, batch):
 def test_logits_encoder_and_loss_equal_transformers(golden, model, case):
   recorded = load_file(golden / 'hf' / model / 'io.safetensors')
   module, params = stacked(golden / 'hf' / model / 'hf')
-  batch = recorded_batch(recorded, f'{case}.')
+  batch = samples.recorded_batch(recorded, f'{case}.')
 
   @jax.jit
   def run(params):
@@ -90,7 +82,7 @@ def test_a_soft_prompt_gives_peft_s_logits_loss_and_gradient(golden, adapter):
   recorded = load_file(folder / 'io.safetensors')
   prompt_PD = load_prompt(folder).injection.virtual_embeddings
   module, params = stacked(golden / 'hf' / adapter.split('.')[0] / 'hf')
-  batch = recorded_batch(recorded)
+  batch = samples.recorded_batch(recorded)
   prompted = prepend_virtual(batch, module.config.vocab_size, len(prompt_PD))
   (loss, logits), gradient = prompted_run(module, params, batch, prompted, prompt_PD)
   predicted = recorded['labels'] >= 0
