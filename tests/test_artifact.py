@@ -304,6 +304,21 @@ def test_arrays_that_are_not_what_the_manifest_says_are_refused_although_the_sum
     load_artifact(path)
 
 
+def test_settings_of_the_arrays_come_back_and_unknown_ones_are_refused(tmp_path, monkeypatch):
+  injection = dataclasses.replace(
+      INJECTIONS['both'], positions='none', num_decoder_virtual_tokens=2
+  )
+  prompt = save_prompt(tmp_path / 'p', injection)
+  assert (prompt.injection.positions, prompt.injection.num_decoder_virtual_tokens) == ('none', 2)
+  assert prompt.manifest.num_virtual_tokens == 3
+  assert 'positions none, the last 2 rows in the decoder' in str(prompt)
+  with monkeypatch.context() as later:
+    later.setattr(artifact, '_SETTINGS', (*artifact._SETTINGS, '__doc__'))
+    prompt.save(tmp_path / 'p')
+  with pytest.raises(ValueError, match='has settings of its arrays that are not known'):
+    load_artifact(tmp_path / 'p')
+
+
 def test_printing_a_prompt_says_what_matters(path):
   text = str(load_artifact(path))
   assert text.splitlines()[:3] == [

@@ -190,6 +190,20 @@ def test_what_peft_has_no_place_for_is_refused_with_the_reason(backbone, tmp_pat
       (soft_prompt(backbone, placement='after_bos'), 'stand elsewhere .after_bos.'),
       (Prompt(both, soft.manifest), 'a soft prompt and a prefix together'),
       (Prompt(Injection(cross_kv=prefix), Manifest()), "nothing but the decoder's self-att"),
+      (
+          Prompt(Injection(decoder_kv=prefix, positions='none'), Manifest()),
+          "its keys have positions 'none', and a PEFT prefix stands before the text",
+      ),
+      (
+          dataclasses.replace(
+              soft, injection=soft.injection.replace(num_decoder_virtual_tokens=2)
+          ),
+          'virtual tokens in the decoder',
+      ),
+      (
+          Prompt(Injection(layer_embeddings=jnp.ones((1, 5, 16))), Manifest()),
+          'it has rows for every layer',
+      ),
   ]
   for prompt, message in cases:
     with pytest.raises(ValueError, match=f'cannot be written as a PEFT adapter: .*{message}'):

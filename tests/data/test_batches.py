@@ -34,6 +34,25 @@ def first_words(batch, num_virtual_tokens=3):
   return batch.encoder_input_tokens[:, num_virtual_tokens]
 
 
+def test_a_prompt_of_the_decoder_stands_before_its_start_token():
+  batch = make_batch(
+      [{'inputs': [5, 1], 'targets': [7, 8, 1]}, {'inputs': [6, 1], 'targets': [1]}],
+      input_length=2,
+      target_length=3,
+      vocab_size=100,
+      num_virtual_tokens=2,
+      num_decoder_virtual_tokens=3,
+  )
+  np.testing.assert_array_equal(batch.encoder_input_tokens[0], [100, 101, 5, 1])
+  np.testing.assert_array_equal(
+      batch.decoder_input_tokens, [[102, 103, 104, 0, 7, 8], [102, 103, 104, 0, 1, 0]]
+  )
+  np.testing.assert_array_equal(
+      batch.decoder_target_tokens, [[0, 0, 0, 7, 8, 1], [0, 0, 0, 1, 0, 0]]
+  )
+  np.testing.assert_array_equal(batch.decoder_loss_weights, batch.decoder_target_tokens > 0)
+
+
 def test_a_row_is_the_prompt_the_input_and_padding():
   batch = make_batch(
       [{'inputs': np.array([7, 8, 1]), 'targets': np.array([5, 1])}],
