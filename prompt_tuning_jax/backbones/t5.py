@@ -3,7 +3,8 @@
 Raffel et al. (2020); the 1.1 form is Shazeer (2020). Parameter names are T5X's, but for
 the layers, which are stacked under `layers` and scanned; `checkpoints/names.py` maps the
 stack to T5X's `layers_0`, `layers_1`, … on disk. From the top: this file is the model,
-`t5_stacks.py` its encoder and decoder, `t5_layers.py` what their layers are made of.
+`t5_stacks.py` its encoder and decoder, `t5_blocks.py` a layer of each, `t5_layers.py` what
+layers are made of.
 """
 
 from __future__ import annotations

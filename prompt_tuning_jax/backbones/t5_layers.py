@@ -213,6 +213,11 @@ def prepend(prefix: KeysValues | None, own: KeysValues) -> KeysValues:
   return tuple(map(one, prefix, own))
 
 
+def prefix_length(prefix: KeysValues | None) -> int:
+  """Positions of a prefix [L, P, N, H]."""
+  return 0 if prefix is None else prefix[0].shape[1]
+
+
 class Attention(nn.Module):
   """Multi-head attention as in T5: no biases, no 1/sqrt(H) on the logits."""
 
