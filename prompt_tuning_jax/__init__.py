@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.evaluation.evaluate import evaluate
   from prompt_tuning_jax.evaluation.infer import generate, rank
+  from prompt_tuning_jax.methods.p_tuning import PTuning
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
   from prompt_tuning_jax.prompt_files import load_prompt
   from prompt_tuning_jax.training.step import loss_and_grad
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _MODULES = {
     'load_backbone': 'checkpoints.load',
     'SoftPrompt': 'methods.soft_prompt',
+    'PTuning': 'methods.p_tuning',
     'initializers': '',
     'train': 'training.train',
     'evaluate': 'evaluation.evaluate',
@@ -46,6 +48,7 @@ _MODULES = {
 __all__ = [
     'load_backbone',
     'SoftPrompt',
+    'PTuning',
     'initializers',
     'train',
     'evaluate',

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 
 import flax.linen as nn
 
 from prompt_tuning_jax import initializers
+from prompt_tuning_jax.methods import prompt_length
 from prompt_tuning_jax.typing import Array, BackboneSpec, Injection
 
 
@@ -26,12 +26,7 @@ class SoftPrompt(nn.Module):
   prompt_init: Callable[..., Array] = initializers.uniform()
 
   def __post_init__(self) -> None:
-    if not (isinstance(self.length, numbers.Integral) and self.length >= 1):
-      raise ValueError(
-          f'PROMPT_LENGTH is {self.length!r} (SoftPrompt.length); a prompt has a whole '
-          'number of virtual tokens, at least 1. Set PROMPT_LENGTH = 20 for example; for '
-          'the model without a prompt set PROMPT = None.'
-      )
+    prompt_length.check(self.length, 'SoftPrompt')
     super().__post_init__()
 
   @property
