@@ -24,6 +24,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.methods.combined import Combined, InDecoder
   from prompt_tuning_jax.methods.deep_prompt import DeepPrompt
   from prompt_tuning_jax.methods.layer_prompt import LayerPrompt
+  from prompt_tuning_jax.methods.p_tuning import PTuning
   from prompt_tuning_jax.methods.prefix import Prefix
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
   from prompt_tuning_jax.prompt_files import load_prompt
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _MODULES = {
     'load_backbone': 'checkpoints.load',
     'SoftPrompt': 'methods.soft_prompt',
+    'PTuning': 'methods.p_tuning',
     'Prefix': 'methods.prefix',
     'DeepPrompt': 'methods.deep_prompt',
     'LayerPrompt': 'methods.layer_prompt',
@@ -55,6 +57,7 @@ _MODULES = {
 __all__ = [
     'load_backbone',
     'SoftPrompt',
+    'PTuning',
     'Prefix',
     'DeepPrompt',
     'LayerPrompt',

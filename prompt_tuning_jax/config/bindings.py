@@ -54,7 +54,8 @@ def parse_flag(binding: str) -> str:
 
 def _is_bare_text(value: str) -> bool:
   """Whether a flag's value is a text whose quotes were left out: a path, also '2024'."""
-  if value[0] in '\'"@%([{':
+  # A template may begin with a brace, as a dict does; only the dict can be read.
+  if value[0] in '\'"@%([':
     return False
   try:
     literal = ast.literal_eval(value)

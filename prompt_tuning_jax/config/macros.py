@@ -87,7 +87,7 @@ _DIVISOR = Kind(
 )
 _LENGTHS = Kind("a dict with tokens, at least 1, for 'inputs' and 'targets'", _are_lengths)
 _PLACEMENT = Kind(
-    "a name such as 'prefix', or the items of a template such as (3, 'inputs', 3)",
+    "a name such as 'prefix', or a template such as '{3} {inputs} {3}'",
     lambda v: _is_text(v) or (isinstance(v, (list, tuple, Mapping)) and bool(v)),
     is_text=True,
 )
@@ -185,7 +185,11 @@ MACROS: Mapping[str, Macro] = {
     'MICROBATCHES': Macro('parts of a batch, one after the other, to save memory', '1', _COUNT),
     'LENGTHS': Macro("'pad' to the feature lengths, or 'bucket'", "'bucket'", _TEXT),
     'PLACEMENT': Macro(
-        'where the prompt stands among the tokens', "'prefix'", _PLACEMENT, True
+        "where the prompt stands among the tokens: 'prefix', 'after_bos', 'suffix', "
+        "'suffix_before_eos', or a template",
+        "'{3} {inputs} {3}'",
+        _PLACEMENT,
+        True,
     ),
     'DROPOUT_RATE': Macro('dropout in the backbone while training', '0.1', _SHARE),
     'LEARNING_RATE': Macro("the optimiser's learning rate or schedule", '0.3', _RATE),
@@ -214,7 +218,10 @@ MACROS: Mapping[str, Macro] = {
     ),
     'PROMPT': Macro('the prompt method; None for none', '@SoftPrompt()', _OBJECT, True),
     'PROMPT_LENGTH': Macro(
-        'virtual tokens of the prompt, or positions of the prefix', '100', _COUNT
+        'virtual tokens of the prompt, or positions of the prefix; @slots_of() is as many as '
+        'the template PLACEMENT has',
+        '100',
+        _COUNT,
     ),
     'DECODER_PROMPT_LENGTH': Macro(
         "virtual tokens before the decoder's start token", '5', _COUNT

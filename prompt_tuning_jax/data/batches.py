@@ -26,7 +26,7 @@ import numpy as np
 from prompt_tuning_jax.data import buckets as buckets_lib
 from prompt_tuning_jax.data.order import ExampleOrder
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
-from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement, unknown_field
 from prompt_tuning_jax.typing import Batch
 
 
@@ -75,9 +75,8 @@ def make_batch(
   for row, example in enumerate(examples):
     ids = example.get('inputs', ())
     if num_virtual_tokens or placement.fields != ('inputs',):
-      extra = {name: example[name] for name in placement.fields if name in example}
       ids = placement(
-          ids, num_virtual_tokens, vocab_size, length=input_length, fields=extra
+          ids, num_virtual_tokens, vocab_size, length=input_length, fields=example
       )
     else:
       ids = np.asarray(ids, np.int32)[:input_length]
@@ -416,11 +415,8 @@ def _check_ids(task: TokenizedTask, feature: str, vocab_size: int) -> None:
 def _tokenized_field(task: TokenizedTask, name: str) -> list[list[int]]:
   first = task.example(0)
   if name not in first:
-    raise ValueError(
-        f'The template names the field {name!r}, but examples of {task.name} have '
-        f"{', '.join([*task.features, *first])}. Words to appear as they are read "
-        f"'text: {name}'."
-    )
+    known = dict.fromkeys([*task.features, *first])
+    raise ValueError(unknown_field(name, f'{task.name}, split {task.split!r},', known))
   texts = [str(task.example(index)[name]) for index in range(len(task))]
   return task.vocabulary.encode_many(texts)
 

@@ -51,8 +51,9 @@ class ByteVocabulary(Vocabulary):
     """sha256 of what the ids stand for, in hexadecimal."""
     return hashlib.sha256(f'{NAME}, extra_ids={self.extra_ids}'.encode()).hexdigest()
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str, *, goes_on: bool = False) -> list[int]:
     """Ids of the text's bytes, without an end-of-sequence token; sentinels as ids."""
+    del goes_on  # Bytes are the same wherever they stand.
     ids: list[int] = []
     start = 0
     for match in re.finditer(r'<extra_id_(\d+)>', text):

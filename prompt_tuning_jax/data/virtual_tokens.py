@@ -8,7 +8,7 @@ ones inserted; padding comes afterwards, so that a suffix stands next to the tex
     Prefix()                       [prompt; input], Lester et al. (2021)
     AfterBos()                     the prompt behind the first token
     Suffix(before_eos=False)       the prompt behind the input, or before its last token
-    Template((3, 'inputs', 'text: It is', 2))     Liu et al. (2021)
+    Template('{3} {inputs} It is {2}')            Liu et al. (2021); see `templates.py`
 
 Tokens are cut to `length` first and the virtual tokens added then, as in the
 original code: 512 input tokens and a prompt of 100 make rows of 612.
@@ -19,14 +19,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from prompt_tuning_jax.data import templates
+from prompt_tuning_jax.data.templates import Field, Slot, Words
 from prompt_tuning_jax.data.vocabulary import Vocabulary
-
-_TEXT = 'text:'
 
 
 class Placement(abc.ABC):
@@ -142,58 +142,50 @@ class Template(Placement):
   """Virtual tokens, fields and literal words in a fixed order (Liu et al., 2021).
 
   Attributes:
-    items: from left to right: an int n is the next n virtual tokens, a word names a
-      field ('inputs', or a raw field of the example such as 'subject'), and
-      'text: some words' are these words.
+    items: a text such as '{3} {inputs} It is {2}', or the same as a sequence, see
+      `templates.py`: an int n is the next n virtual tokens, a word names a field
+      ('inputs', or a raw field of the example such as 'subject'), and 'text: some words'
+      are these words.
     vocabulary: tokenises the words; given by `bind` where it is left out.
   """
 
-  items: tuple[int | str, ...]
+  items: tuple[int | str, ...] | str
   vocabulary: Vocabulary | None = dataclasses.field(
       default=None, compare=False, repr=False
   )
 
   def __post_init__(self):
-    object.__setattr__(self, 'items', tuple(self.items))
-    for item in self.items:
-      if isinstance(item, bool) or not isinstance(item, (int, str)):
-        raise ValueError(
-            f'Template item {item!r} is neither a number of virtual tokens, the name of '
-            "a field, nor 'text: …'."
-        )
-      if isinstance(item, int) and item < 1:
-        raise ValueError(f'Template item {item}: a slot has at least one virtual token.')
-    if not self.fields:
-      raise ValueError(
-          f'Template {self.items} names no field, so that every example would look the '
-          "same. Put 'inputs' where the text belongs."
-      )
-    anchors = {
-        item: None
-        if self.vocabulary is None
-        else self.vocabulary.encode(item.removeprefix(_TEXT).strip())
-        for item in self.items
-        if isinstance(item, str) and item.startswith(_TEXT)
-    }
+    if not isinstance(self.items, str):
+      object.__setattr__(self, 'items', tuple(self.items))
+    parts = templates.parse(self.items)
+    object.__setattr__(self, '_parts', parts)
+    # Token ids of the words among the parts.
+    anchors = [
+        []
+        if self.vocabulary is None or not isinstance(part, Words)
+        else part.encode(self.vocabulary)
+        for part in parts
+    ]
     object.__setattr__(self, '_anchors', anchors)
 
   @property
   def fields(self) -> tuple[str, ...]:
-    names = [item for item in self.items if isinstance(item, str)]
-    return tuple(dict.fromkeys(n for n in names if not n.startswith(_TEXT)))
+    names = [part.name for part in self._parts if isinstance(part, Field)]
+    return tuple(dict.fromkeys(names))
 
   @property
   def num_slots(self) -> int:
     """Virtual tokens that the template uses."""
-    return sum(item for item in self.items if isinstance(item, int))
+    return sum(part.count for part in self._parts if isinstance(part, Slot))
 
   @property
   def num_anchor_tokens(self) -> int:
-    return sum(len(self._anchor(item)) for item in self.items if item in self._anchors)
+    self._check_vocabulary()
+    return sum(map(len, self._anchors))
 
   @property
-  def description(self) -> dict[str, Any]:
-    return {'template': list(self.items)}
+  def description(self) -> str | dict[str, Any]:
+    return self.items if isinstance(self.items, str) else {'template': list(self.items)}
 
   def bind(self, vocabulary: Vocabulary | None) -> Template:
     return dataclasses.replace(self, vocabulary=vocabulary or self.vocabulary)
@@ -201,54 +193,56 @@ class Template(Placement):
   def check(self, num_virtual_tokens: int, length: int | None = None) -> None:
     if num_virtual_tokens != self.num_slots:
       raise ValueError(
-          f'Template {self.items} has places for {self.num_slots} virtual tokens, but '
-          f'the prompt has {num_virtual_tokens}. Set PROMPT_LENGTH={self.num_slots} or '
-          'change the numbers in the template.'
+          f'Template {self.items!r} has places for {self.num_slots} virtual tokens, but '
+          f'the prompt has {num_virtual_tokens}. Set PROMPT_LENGTH={self.num_slots} '
+          '(or @slots_of()), or change the numbers in the template.'
       )
     if length is not None and self.num_anchor_tokens >= length:
       raise ValueError(
-          f'The words of template {self.items} are {self.num_anchor_tokens} tokens, '
+          f'The words of template {self.items!r} are {self.num_anchor_tokens} tokens, '
           f'which leaves nothing of an input length of {length} for the example. Raise '
-          "'inputs' in TASK_FEATURE_LENGTHS."
+          "'inputs' in TASK_FEATURE_LENGTHS; virtual tokens come on top of it."
       )
 
-  def _anchor(self, item: str) -> Sequence[int]:
-    tokens = self._anchors[item]
-    if tokens is None:
+  def _check_vocabulary(self) -> None:
+    if self.vocabulary is None and any(isinstance(part, Words) for part in self._parts):
       raise ValueError(
-          f'Template {self.items} holds words ({item!r}) but has no vocabulary to '
-          'tokenise them; use template.bind(backbone.vocabulary).'
+          f'Template {self.items!r} holds words but has no vocabulary to tokenise them; '
+          'use template.bind(backbone.vocabulary).'
       )
-    return tokens
 
   def __call__(self, tokens, num_virtual_tokens, vocab_size, *, length=None, fields=None):
     self.check(num_virtual_tokens, length)
+    self._check_vocabulary()
     known = {'inputs': tokens, **(fields or {})}
-    parts: list[np.ndarray] = []
+    placed: list[np.ndarray] = []
     budget = None if length is None else length - self.num_anchor_tokens
     used = 0
-    for item in self.items:
-      if isinstance(item, int):
-        parts.append(_virtual(used, item, vocab_size))
-        used += item
-      elif item in self._anchors:
-        parts.append(np.asarray(self._anchor(item), np.int32))
-      elif item in known:
+    for part, anchor in zip(self._parts, self._anchors, strict=True):
+      if isinstance(part, Slot):
+        placed.append(_virtual(used, part.count, vocab_size))
+        used += part.count
+      elif isinstance(part, Words):
+        placed.append(np.asarray(anchor, np.int32))
+      elif part.name in known:
         # The words of the template stay; what does not fit is cut from the end.
-        part = np.asarray(known[item], np.int32)[:budget]
-        budget = None if budget is None else budget - len(part)
-        parts.append(part)
+        of_field = np.asarray(known[part.name], np.int32)[:budget]
+        budget = None if budget is None else budget - len(of_field)
+        placed.append(of_field)
       else:
-        raise ValueError(_unknown_field(item, known))
-    return np.concatenate(parts).astype(np.int32)
+        raise ValueError(unknown_field(part.name, 'the example', known))
+    return np.concatenate(placed).astype(np.int32)
 
 
-def _unknown_field(name: str, known: Mapping[str, Any]) -> str:
+def unknown_field(name: str, whose: str, known: Iterable[str]) -> str:
+  """What to say of a field that a template names and `whose` does not have."""
+  known = [other for other in known if other not in templates.ANSWERS]
   nearest = difflib.get_close_matches(name, known, n=1)
   hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
   return (
-      f'The template names the field {name!r}, which the example does not have.{hint} '
-      f"Fields: {', '.join(known)}. Words to appear as they are read 'text: {name}'."
+      f'The template (PLACEMENT) names the field {name!r}, which {whose} does not have.{hint} '
+      f'Fields: {", ".join(known) or "none"}. Words to be read stand in a text without '
+      f"braces, or in a sequence as 'text: {name}'."
   )
 
 
@@ -267,10 +261,12 @@ _BY_NAME = {
 def as_placement(
     placement: Placement | str | Sequence[Any] | Mapping[str, Any],
 ) -> Placement:
-  """Makes a placement of its name, the items of a template, or its `description`.
+  """Makes a placement of its name, a template (text or items), or its `description`.
+
+  A text with braces is a template.
 
   Raises:
-    ValueError: if there is no placement of that name.
+    ValueError: if there is no placement of that name, or the template makes no sense.
   """
   if isinstance(placement, Placement):
     return placement
@@ -278,11 +274,29 @@ def as_placement(
     return Template(tuple(placement['template']))
   if isinstance(placement, (list, tuple)):
     return Template(tuple(placement))
+  if isinstance(placement, str) and set('{}') & set(placement):
+    return Template(placement)
   if placement in _BY_NAME:
     return _BY_NAME[placement]
   nearest = difflib.get_close_matches(str(placement), _BY_NAME, n=1)
   hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
   raise ValueError(
       f'No placement {placement!r} of virtual tokens.{hint} There are '
-      f"{', '.join(_BY_NAME)}, and templates such as (3, 'inputs', 3)."
+      f"{', '.join(_BY_NAME)}, and templates such as '{{3}} {{inputs}} {{3}}'."
   )
+
+
+def slots_of(placement: Placement | str | Sequence[Any] | Mapping[str, Any]) -> int:
+  """How many virtual tokens a template has places for: its PROMPT_LENGTH.
+
+  Raises:
+    ValueError: if the placement is no template and so takes prompts of any length.
+  """
+  template = None if placement is None else as_placement(placement)
+  if not isinstance(template, Template):
+    raise ValueError(
+        f'PROMPT_LENGTH is the number of slots of PLACEMENT, but PLACEMENT is {placement!r}, '
+        "which has none. Set a template such as '{3} {inputs} {3}', or a number as "
+        'PROMPT_LENGTH.'
+    )
+  return template.num_slots

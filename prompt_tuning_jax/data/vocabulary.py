@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import sentencepiece
 
 _SENTINEL = re.compile(r'<extra_id_(\d+)>')
+# A character for private use, which no vocabulary has and no piece contains.
+_UNKNOWN = '\ue000'
 
 
 class Vocabulary:
@@ -103,10 +105,15 @@ class Vocabulary:
     digest.update(f'extra_ids={self.extra_ids}'.encode())
     return digest.hexdigest()
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str, *, goes_on: bool = False) -> list[int]:
     """Token ids of `text`, without an end-of-sequence token.
 
     `<extra_id_n>` in the text becomes the sentinel's id.
+
+    Args:
+      text: the text.
+      goes_on: whether other text stands right before it: what it begins with is then part
+        of the last word there ('.', not '▁.'), unless that is a space.
     """
     ids: list[int] = []
     start = 0
@@ -115,10 +122,19 @@ class Vocabulary:
       number = int(match.group(1))
       if number >= len(sentinels):
         continue
-      ids += self._processor.encode(text[start : match.start()])
+      ids += self._encode_pieces(text[start : match.start()], goes_on and not ids)
       ids.append(sentinels[number])
       start = match.end()
-    return ids + self._processor.encode(text[start:])
+    return ids + self._encode_pieces(text[start:], goes_on and not ids)
+
+  def _encode_pieces(self, text: str, goes_on: bool) -> list[int]:
+    if goes_on:
+      before = self._processor.encode(_UNKNOWN, out_type=str)
+      pieces = self._processor.encode(_UNKNOWN + text, out_type=str)
+      # Several unknown characters become one piece; then there is nothing to cut off.
+      if pieces[: len(before)] == before:
+        return [self._processor.piece_to_id(piece) for piece in pieces[len(before) :]]
+    return self._processor.encode(text)
 
   def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of each text, on several threads."""

@@ -14,6 +14,9 @@ from prompt_tuning_jax.typing import Array
 class Linear(nn.Module):
   """`x @ kernel + bias`, both drawn from U(−1/√in, 1/√in): `torch.nn.Linear`'s default.
 
+  Flax's Dense starts from a normal distribution of √3 times that deviation, and from a bias
+  of zero.
+
   Attributes:
     features: size of the output.
     output_init: initialiser `(key, shape) → array` of the output [P, features] for the
@@ -26,10 +29,8 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    bound = x.shape[-1] ** -0.5
-
-    def uniform(key, shape):
-      return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    """[…, in] → […, features]."""
+    uniform = uniform_within(x.shape[-1] ** -0.5)
 
     def kernel_init(key, shape):
       kernel = uniform(key, shape)
@@ -41,3 +42,12 @@ class Linear(nn.Module):
     bias = self.param('bias', uniform, (self.features,))
     kernel = self.param('kernel', kernel_init, (x.shape[-1], self.features))
     return x @ kernel + bias
+
+
+def uniform_within(bound: float) -> Callable[..., Array]:
+  """An initialiser that draws uniformly from [-bound, bound)."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init

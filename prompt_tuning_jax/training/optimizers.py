@@ -126,6 +126,23 @@ def _map_layers(
 
 
 @keeps_arguments
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+  """Adam with PyTorch's `weight_decay`: `weight_decay` × parameter joins the gradient.
+
+  Both moments see it, so the step that it makes depends on the gradients' size; in `adamw`
+  it does not.
+  """
+  tx = optax.adam(learning_rate, b1=b1, b2=b2)
+  return optax.chain(optax.add_decayed_weights(weight_decay), tx) if weight_decay else tx
+
+
+@keeps_arguments
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,

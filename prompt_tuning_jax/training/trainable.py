@@ -15,9 +15,11 @@ a frozen weight ever exists.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
@@ -50,7 +52,8 @@ def split(params: PyTree, labelling: Labelling) -> tuple[PyTree, PyTree]:
   """Splits the run's parameters into the trainable and the frozen tree.
 
   Raises:
-    ValueError: if a prefix leads to no parameter, or nothing would train.
+    ValueError: if a prefix leads to no parameter, nothing would train, or what would is
+      not of a floating-point type.
   """
   flat = traverse_util.flatten_dict(params, sep='/')
   labels = _labels(flat, labelling)
@@ -63,10 +66,23 @@ def split(params: PyTree, labelling: Labelling) -> tuple[PyTree, PyTree]:
     )
   trainable = {path: leaf for path, leaf in flat.items() if path in labels}
   frozen = {path: leaf for path, leaf in flat.items() if path not in labels}
+  _check_types(trainable)
   return (
       traverse_util.unflatten_dict(trainable, sep='/'),
       traverse_util.unflatten_dict(frozen, sep='/'),
   )
+
+
+def _check_types(trainable: Mapping[str, Any]) -> None:
+  # Cast to float32, integers that stand for other numbers would train without a word.
+  whole = [path for path, leaf in trainable.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+  if whole:
+    raise ValueError(
+        f'`trainable` leads to {whole[0]} of type {trainable[whole[0]].dtype}'
+        + (f' and {len(whole) - 1} more such parameters' if whole[1:] else '')
+        + ", but only floating-point weights can be trained. Load the backbone unquantised, or "
+        "leave 'backbone' out of TRAINABLE and tune the prompt alone."
+    )
 
 
 def merge(trainable: PyTree, frozen: PyTree) -> PyTree:

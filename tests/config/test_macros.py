@@ -56,7 +56,7 @@ def _value(name):
         ('PROMPT=@SoftPrompt', 'what a function returns, with @ and ()'),
         ("TRAINABLE={'prompt': @adafactor}", 'an optimiser with @ and (), or a dict'),
         ('TRAINABLE=0.3', 'an optimiser with @ and (), or a dict'),
-        ('PLACEMENT=()', "a name such as 'prefix', or the items of a template"),
+        ('PLACEMENT=()', "a name such as 'prefix', or a template such as"),
         ('DTYPE=None', 'a text'),
     ],
 )

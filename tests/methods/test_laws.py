@@ -17,6 +17,7 @@ from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.combined import Combined, InDecoder
 from prompt_tuning_jax.methods.deep_prompt import DeepPrompt
 from prompt_tuning_jax.methods.layer_prompt import LayerPrompt
+from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training import trainable as trainable_lib
@@ -31,6 +32,8 @@ METHODS = {
     'free prefix without positions': Prefix(3, hidden=None, positions='none'),
     'deep prompt': DeepPrompt(3),
     'prompt in every layer': LayerPrompt(4),
+    'P-tuning': PTuning(4),
+    'P-tuning, MLP': PTuning(4, lstm_layers=0),
     'soft prompt in the decoder': InDecoder(SoftPrompt(2)),
     'all together': Combined(
         [SoftPrompt(2), Prefix(3, hidden=8), InDecoder(SoftPrompt(2)), DeepPrompt(2)]
