@@ -1,3 +1,3 @@
 """The tasks that come with the library; importing this registers them with seqio."""
 
-from prompt_tuning_jax.tasks import demo, glue, super_glue
+from prompt_tuning_jax.tasks import demo, glue, lama, super_glue, table_to_text

@@ -1,19 +1,24 @@
 """Where the examples of tasks come from: official files on disk, else TFDS.
 
-Set PTJ_LOCAL_DATA to a folder that holds the official jsonl files (SuperGLUE's zips
-unpacked under `superglue/`, SST-2 under `sst2/`) and the tasks read those, without a
-network. A file that is not there is looked for in TensorFlow Datasets.
+Set PTJ_LOCAL_DATA to a folder that holds the official files (SuperGLUE's zips unpacked
+under `superglue/`, SST-2 under `sst2/`, E2E under `e2e/`, LAMA under `lama_trex/`), plain
+or gzipped, and the tasks read those, without a network. A file that is not there is looked
+for in TensorFlow Datasets, where that has the data set.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import gzip
+import io
 import json
 import os
 import socket
 import urllib.request
-from collections.abc import Mapping, Sequence
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Protocol
 
 import seqio
 import tensorflow as tf
@@ -22,6 +27,29 @@ from prompt_tuning_jax.data.provenance import LOCAL_DATA_VARIABLE
 
 # Of the columns that are not text.
 _DTYPES = {'label': tf.int64, 'idx': tf.int64}
+
+# What reading a gzipped file raises that is truncated or changed.
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+class Files(Protocol):
+  """The files of a data set, and how they become columns of examples."""
+
+  @property
+  def splits(self) -> Sequence[str]:
+    """Names of the splits."""
+
+  def names(self, split: str) -> Sequence[Sequence[str]]:
+    """The files below $PTJ_LOCAL_DATA that a split is made of, each as its possible names.
+
+    The first name that is there is read, with or without `.gz` behind it.
+    """
+
+  def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
+    """Reads a split as columns, `idx` among them; `paths` are those of `names`, in order.
+
+    A column of lists of texts becomes a feature of another length in each example.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,39 +68,41 @@ class Jsonl:
   texts: Sequence[str]
   label_names: Sequence[str]
 
-  def read(self, path: str, split: str) -> dict[str, list[Any]]:
+  @property
+  def splits(self) -> Sequence[str]:
+    return tuple(self.files)
+
+  def names(self, split: str) -> Sequence[Sequence[str]]:
+    return [[os.path.join(self.folder, self.files[split])]]
+
+  def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
     """Reads a split's file as columns: the texts, `label` (-1 where missing) and `idx`.
 
     Raises:
       ValueError: if a line is not what is expected, or there is none; the file is named.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in (*self.texts, 'label', 'idx')}
-    with open(path, encoding='utf-8') as file:
-      for number, line in enumerate(file, start=1):
-        try:
-          row = json.loads(line)
-          for name in self.texts:
-            if not isinstance(row[name], str):
-              raise ValueError(f'{name!r} is not a text')
-            columns[name].append(row[name])
-          columns['label'].append(self._label(row.get('label', -1)))
-          index = row.get('idx', number - 1)
-          if not isinstance(index, int):
-            raise ValueError(f"'idx' is {index!r}, not a whole number")
-          columns['idx'].append(index)
-        except (ValueError, TypeError, KeyError) as error:
-          reason = f'no field {error}' if isinstance(error, KeyError) else error
-          raise ValueError(
-              f'{path}, line {number}: {reason}. Expected one JSON object a line with '
-              f'{", ".join(self.texts)} and label (of {", ".join(self.label_names)}).'
-          ) from error
+    (path,) = paths
+    texts = ', '.join(self.texts)
+    names = (*self.texts, 'label', 'idx')
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    expected = f'{texts} and label (of {", ".join(self.label_names)})'
+    for values in parse_jsonl(path, self._values, expected):
+      for name, value in zip(names, values, strict=True):
+        columns[name].append(value)
     if not columns['idx']:
       raise ValueError(
           f'{path}, the file of the split {split!r}, is empty. Expected one JSON object a '
-          f'line with {", ".join(self.texts)} and label. Copy the official file there '
-          'again, or use another split.'
+          f'line with {texts} and label. Copy the official file there again, or use '
+          'another split.'
       )
     return columns
+
+  def _values(self, row: Mapping[str, Any], number: int) -> list[Any]:
+    index = row.get('idx', number - 1)
+    if not isinstance(index, int):
+      raise ValueError(f"'idx' is {index!r}, not a whole number")
+    texts = [text_field(row, name) for name in self.texts]
+    return [*texts, self._label(row.get('label', -1)), index]
 
   def _label(self, label: Any) -> int:
     if isinstance(label, str):
@@ -84,22 +114,95 @@ class Jsonl:
     return int(label)
 
 
-class LocalOrTfds(seqio.DataSource):
-  """The official files if PTJ_LOCAL_DATA has them, TensorFlow Datasets otherwise.
+def text_field(row: Mapping[str, Any], name: str) -> str:
+  """A field of a row, which must be a text."""
+  if not isinstance(row[name], str):
+    raise ValueError(f'{name!r} is not a text')
+  return row[name]
 
-  Which of the two is decided when data are asked for, not when a task is registered.
+
+def parse_jsonl(
+    path: str, parse: Callable[[Mapping[str, Any], int], Any], expected: str
+) -> Iterator[Any]:
+  """Yields `parse(row, line number)` of every line of a jsonl file, plain or gzipped.
+
+  Args:
+    path: the file.
+    parse: may raise ValueError, TypeError or KeyError (a missing field).
+    expected: the fields of a row, for the message.
+
+  Raises:
+    ValueError: if the file is damaged or a line is not what is expected; both are named.
+  """
+  number = 0
+  try:
+    with open_bytes(path) as file:
+      for number, line in enumerate(file, start=1):
+        row = json.loads(line.decode())
+        if not isinstance(row, dict):
+          raise ValueError(f'{row!r:.40} is no object')
+        yield parse(row, number)
+  except (ValueError, TypeError, KeyError, *_DAMAGED) as error:
+    reason = f'no field {error}' if isinstance(error, KeyError) else error
+    raise ValueError(
+        f'{path}, line {number}: {reason}. Expected one JSON object a line with {expected}.'
+    ) from error
+
+
+def parse_csv(
+    path: str, header: Sequence[str], parse: Callable[[Sequence[str]], Any]
+) -> Iterator[Any]:
+  """Yields `parse(row)` of every row below the header of a csv file, plain or gzipped.
+
+  Args:
+    path: the file.
+    header: names of the columns.
+    parse: may raise ValueError.
+
+  Raises:
+    ValueError: if the file is damaged or a row is not what is expected; the file and the
+      line on which the row ends are named.
+  """
+  number, rows = 1, None
+  try:
+    with open_bytes(path) as file:
+      data = file.read()
+    try:
+      text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+      number += data[: error.start].count(b'\n')
+      raise
+    rows = csv.reader(io.StringIO(text, newline=''), strict=True)
+    if (first := next(rows, [])) != list(header):
+      raise ValueError(f'the first line is {first}')
+    for row in rows:
+      if len(row) != len(header):
+        raise ValueError(f'{len(row)} fields instead of {len(header)}')
+      yield parse(row)
+  except (ValueError, csv.Error, *_DAMAGED) as error:
+    number = rows.line_num if rows else number
+    raise ValueError(
+        f'{path}, line {number}: {error}. Expected comma-separated values below a first '
+        f'line {",".join(header)}.'
+    ) from error
+
+
+def open_bytes(path: str) -> BinaryIO:
+  """Opens a file for reading, gunzipping it where its name ends in .gz."""
+  return gzip.open(path) if path.endswith('.gz') else open(path, 'rb')
+
+
+class LocalFiles(seqio.DataSource):
+  """Examples made of files below $PTJ_LOCAL_DATA, and nowhere else to be had.
+
+  The files are looked for when data are asked for, not when a task is registered.
   """
 
-  def __init__(self, tfds_name: str, jsonl: Jsonl):
-    """`tfds_name` names data set, configuration and version ('super_glue/cb:1.0.2')."""
-    self.tfds_name = tfds_name
-    self._jsonl = jsonl
+  def __init__(self, files: Files, origin: str = ''):
+    """`origin` says where to get the files; it ends the error where one is missing."""
+    self._files = files
+    self._origin = origin
     super().__init__(splits=())
-
-  @property
-  def _tfds(self) -> seqio.TfdsDataSource:
-    # A new one each time: seqio's keeps the first folder that --tfds_data_dir names.
-    return seqio.TfdsDataSource(self.tfds_name)
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -107,37 +210,66 @@ class LocalOrTfds(seqio.DataSource):
 
   @property
   def splits(self) -> Sequence[str]:
-    local = [split for split in self._jsonl.files if self.local_file(split)]
-    return local or tuple(self._tfds.splits)
+    return self._files.splits
 
-  def local_name(self, split: str) -> str | None:
-    """Name of a split's file below $PTJ_LOCAL_DATA, whether it is there or not."""
-    name = self._jsonl.files.get(split)
-    return os.path.join(self._jsonl.folder, name) if name else None
+  def local_names(self, split: str) -> list[str]:
+    """Names below $PTJ_LOCAL_DATA that a split's files may have, there or not."""
+    return [full for names in self._names(split) for full in _with_gz(names)]
 
-  def local_file(self, split: str) -> str | None:
-    """Path of a split's file, None if there is none."""
+  def local_files(self, split: str) -> dict[str, str] | None:
+    """Name → path of the files that make a split, in order; None unless all are there."""
+    found = [self._found(names) for names in self._names(split)]
+    return dict(found) if found and all(found) else None
+
+  def _names(self, split: str) -> Sequence[Sequence[str]]:
+    return self._files.names(split) if split in self._files.splits else []
+
+  def _found(self, names: Sequence[str]) -> tuple[str, str] | None:
+    """The first of a file's names that is there, and its path."""
     folder = os.environ.get(LOCAL_DATA_VARIABLE)
-    name = self.local_name(split)
-    if not folder or not name:
+    if not folder:
       return None
     if not os.path.isdir(folder):
       raise FileNotFoundError(
           f'{LOCAL_DATA_VARIABLE}={folder} is not a folder. Name the folder that holds '
-          f'{name}, or unset it to read from TensorFlow Datasets.'
+          f'{names[0]}, or unset it to read from TensorFlow Datasets.'
       )
-    path = os.path.join(folder, name)
-    return path if os.path.isfile(path) else None
+    for name in _with_gz(names):
+      path = os.path.join(folder, name)
+      if os.path.isfile(path):
+        return name, path
+    return None
 
   def num_input_examples(self, split: str) -> int | None:
-    if path := self.local_file(split):
-      return len(self._jsonl.read(path, split)['idx'])
-    return self._tfds.num_input_examples(split)
+    if files := self.local_files(split):
+      return len(self._files.read(list(files.values()), split)['idx'])
+    return None
 
   def list_shards(self, split: str) -> Sequence[str]:
-    if path := self.local_file(split):
-      return [path]
-    return self._tfds.list_shards(split)
+    return list((self.local_files(split) or {}).values())
+
+  def require_files(self, split: str) -> list[str]:
+    """Paths of the files that make a split.
+
+    Raises:
+      FileNotFoundError: if one is missing; says which and where to get it.
+      ValueError: if there is no such split.
+    """
+    if files := self.local_files(split):
+      return list(files.values())
+    if split not in self._files.splits:
+      raise ValueError(
+          f'There is no split {split!r}, only {", ".join(self._files.splits)}. Slices of '
+          'them are for data sets that come from TensorFlow Datasets.'
+      )
+    missing = [names for names in self._names(split) if not self._found(names)]
+    folder = os.environ.get(LOCAL_DATA_VARIABLE)
+    where = f'in {LOCAL_DATA_VARIABLE}={folder}' if folder else 'on this machine'
+    raise FileNotFoundError(
+        f'The split {split!r} needs {", ".join(" or ".join(names) for names in missing)} '
+        f'(plain or .gz), not to be found {where}. Set {LOCAL_DATA_VARIABLE} to a folder '
+        f'that holds what is missing. {self._origin}'
+    )
 
   def get_dataset(
       self,
@@ -146,23 +278,68 @@ class LocalOrTfds(seqio.DataSource):
       seed: int | None = None,
       shard_info: seqio.ShardInfo | None = None,
   ) -> tf.data.Dataset:
-    if path := self.local_file(split):
-      # Named, for TensorFlow guesses a type from the first values.
-      dataset = tf.data.Dataset.from_tensor_slices({
-          name: tf.constant(column, _DTYPES.get(name, tf.string))
-          for name, column in self._jsonl.read(path, split).items()
-      })
-      if shuffle:
-        dataset = dataset.shuffle(len(dataset), seed=seed)
-      if shard_info:
-        dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-      return dataset
+    columns = self._files.read(self.require_files(split), split)
+    dataset = tf.data.Dataset.from_tensor_slices({
+        name: _tensor(name, column) for name, column in columns.items()
+    })
+    if shuffle:
+      dataset = dataset.shuffle(len(dataset), seed=seed)
+    if shard_info:
+      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+    return dataset
+
+
+def _with_gz(names: Sequence[str]) -> list[str]:
+  return [full for name in names for full in (name, name + '.gz')]
+
+
+def _tensor(name: str, column: Sequence[Any]) -> tf.Tensor | tf.RaggedTensor:
+  # The type is named, for TensorFlow guesses one from the first values.
+  make = tf.ragged.constant if isinstance(column[0], list) else tf.constant
+  return make(column, _DTYPES.get(name, tf.string))
+
+
+class LocalOrTfds(LocalFiles):
+  """The official files if PTJ_LOCAL_DATA has them, TensorFlow Datasets otherwise."""
+
+  def __init__(self, tfds_name: str, files: Files):
+    """`tfds_name` names data set, configuration and version ('super_glue/cb:1.0.2')."""
+    self.tfds_name = tfds_name
+    super().__init__(files)
+
+  @property
+  def _tfds(self) -> seqio.TfdsDataSource:
+    # A new one each time: seqio's keeps the first folder that --tfds_data_dir names.
+    return seqio.TfdsDataSource(self.tfds_name)
+
+  @property
+  def splits(self) -> Sequence[str]:
+    local = [split for split in self._files.splits if self.local_files(split)]
+    return local or tuple(self._tfds.splits)
+
+  def num_input_examples(self, split: str) -> int | None:
+    if self.local_files(split):
+      return super().num_input_examples(split)
+    return self._tfds.num_input_examples(split)
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    return super().list_shards(split) or self._tfds.list_shards(split)
+
+  def get_dataset(
+      self,
+      split: str,
+      shuffle: bool = True,
+      seed: int | None = None,
+      shard_info: seqio.ShardInfo | None = None,
+  ) -> tf.data.Dataset:
+    if self.local_files(split):
+      return super().get_dataset(split, shuffle, seed, shard_info)
     if not tuple(self._tfds.splits) and _is_offline():
+      named = self.local_names(split) or self.local_names(self._files.splits[0])
       raise ConnectionError(
           f'{self.tfds_name} is neither on this machine nor to be downloaded (no '
-          f'network). Set {LOCAL_DATA_VARIABLE} to a folder that holds '
-          f'{self.local_name(split) or self._jsonl.folder}, or --tfds_data_dir to one '
-          'where TensorFlow Datasets has prepared it.'
+          f'network). Set {LOCAL_DATA_VARIABLE} to a folder that holds {named[0]}, or '
+          '--tfds_data_dir to one where TensorFlow Datasets has prepared it.'
       )
     return self._tfds.get_dataset(split, shuffle, seed, shard_info)
 

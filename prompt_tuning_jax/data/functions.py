@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 TRUSTED_PACKAGES = ('prompt_tuning_jax.evaluation', 'prompt_tuning_jax.tasks')
@@ -23,7 +23,7 @@ def describe(function: Callable[..., Any] | None) -> dict[str, Any] | None:
 
   Args:
     function: what to describe; keyword arguments of partials are kept when JSON
-      holds them exactly, tuples as lists.
+      holds them exactly, tuples and other sequences as lists.
 
   Returns:
     `{'function': 'module:name', 'kwargs': {...}}`, with a further entry `problem`
@@ -55,7 +55,7 @@ def describe(function: Callable[..., Any] | None) -> dict[str, Any] | None:
 
 
 def _listed(value: Any) -> Any:
-  if isinstance(value, (list, tuple)):
+  if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
     return [_listed(item) for item in value]
   return value
 

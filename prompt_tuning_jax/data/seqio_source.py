@@ -227,13 +227,11 @@ def _functions(task: Any) -> dict[str, Any]:
 
 def _describe_source(seqio: Any, source: Any, split: str) -> dict[str, Any]:
   """Where a split came from, with the files themselves where they are on this disk."""
-  local_name = getattr(source, 'local_name', lambda split: None)(split)
-  names = [local_name] if local_name else []
-  if hasattr(source, 'local_file'):
-    path = source.local_file(split)
-    if path:
-      return provenance.describe_files([path], local_names=names)
-    return provenance.describe_tfds(source.tfds_name, names)
+  if hasattr(source, 'local_files'):
+    files = source.local_files(split)
+    if files:
+      return provenance.describe_files(files.values(), local_names=files)
+    return provenance.describe_tfds(source.tfds_name, source.local_names(split))
   if isinstance(source, seqio.TfdsDataSource):
     return provenance.describe_tfds(source.tfds_dataset.name)
   if isinstance(source, seqio.FileDataSource):

@@ -27,6 +27,15 @@ def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, fl
   return {'accuracy': 100.0 * float(np.mean(right))}
 
 
+def hit_at_1(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+  """The accuracy under the name it has for facts (Petroni et al., 2019).
+
+  What it is worth depends on what the prediction was chosen from: LAMA's own is every
+  word of a vocabulary.
+  """
+  return {'hit_at_1': accuracy(targets, predictions)['accuracy']}
+
+
 def sequence_accuracy(
     targets: Sequence[Any], predictions: Sequence[Any]
 ) -> dict[str, float]:
@@ -229,8 +238,52 @@ def rank_classification(
   return {name: 100.0 * float(right / total)}
 
 
+def bleu(
+    targets: Sequence[str | Sequence[str]],
+    predictions: Sequence[str],
+    lowercase: bool = False,
+) -> dict[str, float]:
+  """BLEU of the corpus (Papineni et al., 2002), as sacrebleu computes it.
+
+  Tokens are those of mteval-v13a, and so is the smoothing of orders without a match. Of
+  several references every n-gram counts, and the length is that of the closest.
+
+  Args:
+    targets: the reference of each example, or several; examples may have unequally many.
+    predictions: one text for each example.
+    lowercase: whether case is ignored.
+
+  Raises:
+    ValueError: if an example has no reference.
+  """
+  import sacrebleu
+
+  _check(targets, predictions)
+  references = _references(targets)
+  most = max(map(len, references))
+  # sacrebleu asks for the first references of all examples, the second ones, …; where an
+  # example has no further one it takes None.
+  streams = [
+      [texts[number] if number < len(texts) else None for texts in references]
+      for number in range(most)
+  ]
+  score = sacrebleu.corpus_bleu(list(predictions), streams, lowercase=lowercase)
+  return {'bleu': float(score.score)}
+
+
+def _references(targets: Sequence[str | Sequence[str]]) -> list[list[str]]:
+  references = [[t] if isinstance(t, str) else list(t) for t in targets]
+  for index, texts in enumerate(references):
+    if not any(texts):
+      raise ValueError(
+          f'Example {index} has no reference to compare with (its target is '
+          f'{targets[index]!r}). Give every example at least one text.'
+      )
+  return references
+
+
 def rouge(
-    targets: Sequence[str],
+    targets: Sequence[str | Sequence[str]],
     predictions: Sequence[str],
     score_keys: Sequence[str] = ('rouge1', 'rouge2', 'rougeLsum'),
 ) -> dict[str, float]:
@@ -239,7 +292,13 @@ def rouge(
   The t5 package reports the median of bootstrapped means, which differs from run
   to run by sampling; this is the mean itself.
 
+  Args:
+    targets: the reference of each example, or several, of which the best counts.
+    predictions: one text for each example.
+    score_keys: the measures ('rougeL' and the like).
+
   Raises:
+    ValueError: if an example has no reference.
     ImportError: if the package rouge_score is not installed.
   """
   _check(targets, predictions)
@@ -252,11 +311,11 @@ def rouge(
   scorer = rouge_scorer.RougeScorer(list(score_keys))
   # ROUGE-Lsum compares sentence by sentence and takes a line for a sentence.
   scores = [
-      scorer.score(
-          target=target.replace(' . ', ' .\n'),
+      scorer.score_multi(
+          targets=[text.replace(' . ', ' .\n') for text in texts],
           prediction=prediction.replace(' . ', ' .\n'),
       )
-      for target, prediction in zip(targets, predictions)
+      for texts, prediction in zip(_references(targets), predictions)
   ]
   return {
       key: 100.0 * float(np.mean([score[key].fmeasure for score in scores]))

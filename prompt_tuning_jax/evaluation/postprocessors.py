@@ -60,6 +60,13 @@ def record(
   return {'value': list(_field(example, 'answers')), 'group': group}
 
 
+def all_references(
+    text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
+) -> str | list[str]:
+  """The text; of a target all texts that are as good, the field `references`."""
+  return list(_field(example, 'references')) if is_target else text
+
+
 def wsc_simple(
     prediction: str,
     example: Mapping[str, Any] | None = None,

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -159,3 +160,52 @@ def test_an_invalid_answer_is_never_right_for_a_missing_label_in_a_group_either(
 def test_unequal_numbers_of_targets_and_predictions_are_refused():
   with pytest.raises(ValueError, match='2 targets and 1 predictions'):
     metrics.accuracy([0, 1], [0])
+
+
+def test_hit_at_1_is_the_accuracy_in_percent():
+  assert metrics.hit_at_1([0, 1, 2], [0, 1, -1]) == {'hit_at_1': pytest.approx(200 / 3)}
+  with pytest.raises(ValueError, match='no examples'):
+    metrics.hit_at_1([], [])
+
+
+def test_bleu_of_unequally_many_references_equals_the_one_by_hand():
+  # 4 + 3 tokens. Of the unigrams all but 'e' match (6 of 7), of the bigrams ab, bc, cd and
+  # xy (4 of 5), of the trigrams abc and bcd (2 of 3: xye is none), of the 4-grams abcd.
+  predictions = ['a b c d', 'x y e']
+  # The closest references have 5 (4 + 1, rather than 2 = 4 - 2) and 2 (3 - 1) tokens.
+  targets = [['a b c d f', 'c d', 'q r s t u v w'], ['x y']]
+  score = metrics.bleu(targets, predictions)['bleu']
+  precision = math.exp(sum(map(math.log, [6 / 7, 4 / 5, 2 / 3, 1 / 1])) / 4)
+  brevity = 1.0  # 7 tokens against 5 + 2
+  assert score == pytest.approx(100 * precision * brevity, rel=1e-12)
+  # Without its reference of 7 tokens the second example must be as it was.
+  assert metrics.bleu([targets[0][:2], 'x y'], predictions)['bleu'] == pytest.approx(score)
+  # With references of 9 + 2 tokens, 7 are too few: e^(1 - 11/7).
+  longer = [['a b c d f g h i j'], ['x y']]
+  assert metrics.bleu(longer, predictions)['bleu'] == pytest.approx(
+      100 * precision * math.exp(1 - 11 / 7), rel=1e-12
+  )
+
+
+def test_bleu_minds_the_case_unless_told():
+  targets, predictions = [['The pub is by the river.']], ['the pub is by the river.']
+  assert metrics.bleu(targets, predictions, lowercase=True)['bleu'] == pytest.approx(100)
+  # 7 tokens, the full stop among them: 6/7, 5/6, 4/5, 3/4 of the n-grams are left.
+  precisions = [6 / 7, 5 / 6, 4 / 5, 3 / 4]
+  expected = 100 * math.prod(precisions) ** 0.25
+  assert metrics.bleu(targets, predictions)['bleu'] == pytest.approx(expected, rel=1e-12)
+
+
+def test_rouge_takes_the_best_of_several_references():
+  # 'a b c' and 'a c': the longest common subsequence has 2 words, F = 2·1·⅔ / (1 + ⅔).
+  scores = metrics.rouge([['x y z', 'a c'], ['q']], ['a b c', 'q'], ['rougeL'])
+  assert scores == {'rougeL': pytest.approx(100 * (0.8 + 1) / 2)}
+  assert metrics.rouge(['a c', 'q'], ['a b c', 'q'], ['rougeL']) == scores
+
+
+@pytest.mark.parametrize('metric', [metrics.bleu, metrics.rouge])
+def test_an_example_without_a_reference_is_refused(metric):
+  with pytest.raises(ValueError, match='Example 1 has no reference'):
+    metric([['a b'], []], ['a b', 'c'])
+  with pytest.raises(ValueError, match='no examples'):
+    metric([], [])

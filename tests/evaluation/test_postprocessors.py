@@ -50,6 +50,15 @@ def test_targets_of_multirc_and_record_carry_their_group(golden):
   }
 
 
+def test_a_target_is_all_of_its_references_and_a_prediction_its_own_text():
+  example = {'references': ['A pub.', 'It is a pub.']}
+  found = postprocessors.all_references('A pub.', example=example, is_target=True)
+  assert found == ['A pub.', 'It is a pub.']
+  assert postprocessors.all_references('A bar.', example=example) == 'A bar.'
+  with pytest.raises(ValueError, match="'references' of the example; it has 'idx'"):
+    postprocessors.all_references('A pub.', example={'idx': 3}, is_target=True)
+
+
 def test_a_missing_raw_field_is_named():
   with pytest.raises(ValueError, match="'idx/question' of the example; it has 'idx'"):
     postprocessors.multirc('True', example={'idx': 3}, is_target=True)

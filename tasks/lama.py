@@ -1,0 +1,202 @@
+"""LAMA T-REx (Petroni et al., 2019): facts as gaps to fill, P-tuning's task.
+
+One task for each relation, `lama_trex_P36` and so on. Facts come from the split on which
+P-tuning is trained and measured (Liu et al., 2021; made by Shin et al., 2020), templates from
+`relations.jsonl` of LAMA, both from the folder `lama_trex/` below $PTJ_LOCAL_DATA:
+
+    relations.jsonl               `relation` and `template`, a relation a line
+    {train,dev,test}.slim.jsonl   `relation`, `sub_label` and `obj_label`, a fact a line
+
+or, as P-tuning's data folder LAMA/ has it, single_relations/P36.jsonl and
+fact-retrieval/original/P36/{train,dev,test}.jsonl. All of it may be gzipped.
+
+Inputs are the relation's template as T5 fills gaps, `The capital of France is <extra_id_0> .`,
+and targets the object's text alone. `sub` and `obj` stay with the example, so that a template
+of virtual tokens can place the subject: `Template((3, 'sub', 3, 'text: <extra_id_0>', 3))`.
+
+The answer is chosen among the objects that the relation has in any of the three splits, and
+`hit_at_1` is the share of right choices. Published numbers choose among all words of a
+vocabulary (29,000 words that the models compared have in common) and leave out the facts
+whose object is none of them: another set of candidates, so other numbers. Objects with
+several tokens, which such a vocabulary cannot hold, are choices like any other here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import seqio
+from prompt_tuning_jax.tasks import preprocessors, sources
+
+from prompt_tuning_jax.evaluation import metrics, postprocessors
+
+# The relations of T-REx; relations.jsonl holds those of Google-RE and others too.
+RELATIONS = (
+    'P17', 'P19', 'P20', 'P27', 'P30', 'P31', 'P36', 'P37', 'P39', 'P47', 'P101', 'P103',
+    'P106', 'P108', 'P127', 'P131', 'P136', 'P138', 'P140', 'P159', 'P176', 'P178', 'P190',
+    'P264', 'P276', 'P279', 'P361', 'P364', 'P407', 'P413', 'P449', 'P463', 'P495', 'P527',
+    'P530', 'P740', 'P937', 'P1001', 'P1303', 'P1376', 'P1412',
+)  # fmt: skip
+
+_FOLDER = 'lama_trex'
+# Split → its name in the files.
+_FILES = {'train': 'train', 'validation': 'dev', 'test': 'test'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """The facts of one relation, and its template.
+
+  Every split is made of all files, for its choices are the objects of all splits.
+
+  Attributes:
+    relation: Wikidata's name of it, such as 'P36'.
+  """
+
+  relation: str
+
+  @property
+  def splits(self) -> Sequence[str]:
+    return tuple(_FILES)
+
+  def names(self, split: str) -> Sequence[Sequence[str]]:
+    names = [['relations.jsonl', f'single_relations/{self.relation}.jsonl']]
+    for file in _FILES.values():
+      names.append([
+          f'{file}.slim.jsonl',
+          f'fact-retrieval/original/{self.relation}/{file}.jsonl',
+      ])
+    return [[os.path.join(_FOLDER, name) for name in group] for group in names]
+
+  def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
+    """Reads the columns `inputs`, `targets`, `sub`, `obj` and `idx`.
+
+    Raises:
+      ValueError: if a line is not what is expected, or the relation is missing; the file is
+        named.
+    """
+    template = self._template(paths[0])
+    path = paths[1 + self.splits.index(split)]
+    facts = list(self._facts(path))
+    if not facts:
+      raise ValueError(
+          f'{path} holds no fact of the relation {self.relation}, so that its split '
+          f'{split!r} is empty. Use another split or relation, or the complete file.'
+      )
+    return {
+        'inputs': [template.replace('[X]', subject) for subject, _ in facts],
+        'targets': [obj for _, obj in facts],
+        'sub': [subject for subject, _ in facts],
+        'obj': [obj for _, obj in facts],
+        'idx': list(range(len(facts))),
+    }
+
+  def objects(self, paths: Sequence[str]) -> list[str]:
+    """The distinct objects of all splits, sorted."""
+    return sorted({obj for path in paths[1:] for _, obj in self._facts(path)})
+
+  def _template(self, path: str) -> str:
+    """The relation's template with a sentinel in the place of the object."""
+    expected = 'relation and template, which holds [X] and [Y] once each'
+    templates = sources.parse_jsonl(path, self._template_of_row, expected)
+    found = [template for template in templates if template is not None]
+    if len(found) != 1:
+      raise ValueError(
+          f'{path} holds {len(found)} templates of the relation {self.relation} instead of '
+          f'one. Expected one JSON object a line with {expected}.'
+      )
+    return found[0]
+
+  def _template_of_row(self, row: Mapping[str, Any], number: int) -> str | None:
+    del number
+    if _text(row, 'relation') != self.relation:
+      return None
+    template = _text(row, 'template')
+    if template.count('[X]') != 1 or template.count('[Y]') != 1:
+      raise ValueError(f'the template is {template!r}')
+    return template.replace('[Y]', '<extra_id_0>')
+
+  def _facts(self, path: str) -> Iterator[tuple[str, str]]:
+    """(subject, object) of every fact of the relation in a file."""
+    expected = 'relation (or predicate_id), sub_label and obj_label'
+    facts = sources.parse_jsonl(path, self._fact_of_row, expected)
+    return (fact for fact in facts if fact is not None)
+
+  def _fact_of_row(self, row: Mapping[str, Any], number: int) -> tuple[str, str] | None:
+    del number
+    key = 'predicate_id' if 'predicate_id' in row else 'relation'
+    fact = _text(row, 'sub_label'), _text(row, 'obj_label')
+    return fact if _text(row, key) == self.relation else None
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+  """A field of a row, which must be a text that is not empty."""
+  if not sources.text_field(row, name).strip():
+    raise ValueError(f'{name!r} is empty')
+  return row[name]
+
+
+class Objects(Sequence[str]):
+  """The objects of a relation in all splits, sorted: what its answers are chosen from.
+
+  A sequence like any other, but read from the files when it is first looked at: a task can
+  be registered where they are not.
+  """
+
+  def __init__(self, facts: Facts, source: sources.LocalFiles):
+    self._facts = facts
+    self._source = source
+
+  def _read(self) -> tuple[str, ...]:
+    # Any split is made of all files. Their times tell a file that was replaced.
+    paths = self._source.require_files('train')
+    return _objects(self._facts, tuple((path, os.stat(path).st_mtime_ns) for path in paths))
+
+  def __len__(self) -> int:
+    return len(self._read())
+
+  def __getitem__(self, index: Any) -> Any:
+    return self._read()[index]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._read())
+
+  def __contains__(self, text: object) -> bool:
+    return text in self._read()
+
+
+@functools.lru_cache(maxsize=len(RELATIONS))
+def _objects(facts: Facts, files: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+  return tuple(facts.objects([path for path, _ in files]))
+
+
+def _add(relation: str) -> None:
+  facts = Facts(relation)
+  source = sources.LocalFiles(
+      facts,
+      "The files belong to P-tuning's data (https://github.com/THUDM/P-tuning, LAMA); "
+      'TensorFlow Datasets does not hold them.',
+  )
+  seqio.TaskRegistry.add(
+      f'lama_trex_{relation}',
+      source=source,
+      preprocessors=[
+          seqio.preprocessors.tokenize,
+          seqio.CacheDatasetPlaceholder(),
+          seqio.preprocessors.append_eos,
+      ],
+      postprocess_fn=functools.partial(
+          postprocessors.string_label_to_class_id, label_classes=Objects(facts, source)
+      ),
+      metric_fns=[metrics.hit_at_1],
+      output_features=preprocessors.OUTPUT_FEATURES,
+      source_info=seqio.SourceInfo(__file__, _add.__code__.co_firstlineno),
+  )
+
+
+for _relation in RELATIONS:
+  _add(_relation)

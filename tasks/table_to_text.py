@@ -1,0 +1,165 @@
+"""Table-to-text: the E2E challenge (Novikova et al., 2017), prefix tuning's first task.
+
+`e2e_nlg` reads the official files trainset.csv, devset.csv and testset_w_refs.csv, plain or
+gzipped, from the folder `e2e/` below $PTJ_LOCAL_DATA. TensorFlow Datasets holds only the
+cleaned set of Dušek et al. (2019), with other tables and other references, so nothing is
+looked for there.
+
+`e2e_nlg_from_dev` needs the development and the test file alone, 0.2 MB, where the large
+training file is not at hand: a small split that stands on its own, not comparable with
+published scores. It trains on nine tenths of the development set's tables and validates on
+the rest; its test split is the official one.
+
+Inputs are tables as Li & Liang (2021) write them, targets the sentences as people wrote them
+(their files hold them tokenised: `family - friendly`). Training sees a table once for every
+reference; validation and test hold each table once, with all of its references for the
+metrics: BLEU, which the challenge measures without case, and ROUGE-L, here by rouge-score
+(the challenge's own script weighs recall and precision otherwise).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import seqio
+from prompt_tuning_jax.tasks import preprocessors, sources
+
+from prompt_tuning_jax.evaluation import metrics, postprocessors
+
+# Li & Liang rename these attributes; the others keep their names.
+_RENAMED = {'eatType': 'Type', 'familyFriendly': 'family friendly', 'priceRange': 'price'}
+
+_ITEM = r'([^][,]+)\[([^][]+)\]'
+_TABLE = re.compile(rf'{_ITEM}(?:, {_ITEM})*')
+
+# Of ten tables of the development set one is for validation.
+_VALIDATION_ONE_IN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class E2e:
+  """The challenge's csv files: a table (`mr`) and a sentence (`ref`) a row.
+
+  Attributes:
+    files: split → name of its file in `e2e/`.
+    partition: whether train and validation share a file, each with its tables of it.
+  """
+
+  files: Mapping[str, str]
+  partition: bool = False
+
+  @property
+  def splits(self) -> Sequence[str]:
+    return tuple(self.files)
+
+  def names(self, split: str) -> Sequence[Sequence[str]]:
+    return [[os.path.join('e2e', self.files[split])]]
+
+  def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
+    """Reads the columns `inputs`, `targets`, `references`, `meaning_representation`, `idx`.
+
+    `targets` is the first of the `references`; of the training split it is the only one.
+
+    Raises:
+      ValueError: if a row is not what is expected, or there is none; the file is named.
+    """
+    (path,) = paths
+    references: dict[str, list[str]] = {}
+    for table, reference in sources.parse_csv(path, ('mr', 'ref'), _checked):
+      if not self.partition or split == 'test' or split == _part_of(table):
+        references.setdefault(table, []).append(reference)
+    if not references:
+      raise ValueError(
+          f'{path} holds no example of the split {split!r}. Copy the official file there '
+          'again, or use another split.'
+      )
+    examples = [
+        (table, texts)
+        for table, all_texts in references.items()
+        for texts in ([[text] for text in all_texts] if split == 'train' else [all_texts])
+    ]
+    return {
+        'inputs': [linearized(table) for table, _ in examples],
+        'targets': [texts[0] for _, texts in examples],
+        'references': [texts for _, texts in examples],
+        'meaning_representation': [table for table, _ in examples],
+        'idx': list(range(len(examples))),
+    }
+
+
+def _checked(row: Sequence[str]) -> tuple[str, str]:
+  table, reference = row
+  if not _TABLE.fullmatch(table):
+    raise ValueError(f'the table {table!r} is not of the form name[…], area[…]')
+  if not reference.strip():
+    raise ValueError(f'the sentence for {table!r} is empty')
+  return table, reference
+
+
+def linearized(table: str) -> str:
+  """`name[Blue Spice], eatType[pub]` → `name : Blue Spice | Type : pub`.
+
+  So Li & Liang (2021) write the tables in the files that they publish, prices as separate
+  tokens (`£20-25` → `£ 20 - 25`).
+  """
+  items = [(_RENAMED.get(key.strip(), key.strip()), value) for key, value in _items(table)]
+  text = ' | '.join(f'{key} : {value}' for key, value in items)
+  return re.sub(r'(?<=\d)-(?=\d)', ' - ', re.sub(r'£(?=\d)', '£ ', text))
+
+
+def _items(table: str) -> list[tuple[str, str]]:
+  return re.findall(_ITEM, table)
+
+
+def _part_of(table: str) -> str:
+  """'train' or 'validation', by the table's content: the order of its items is no matter."""
+  content = ', '.join(sorted(f'{key.strip()}[{value}]' for key, value in _items(table)))
+  number = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], 'big')
+  return 'train' if number % _VALIDATION_ONE_IN else 'validation'
+
+
+def _add(name: str, files: E2e) -> None:
+  seqio.TaskRegistry.add(
+      name,
+      source=sources.LocalFiles(
+          files,
+          'The files are in https://github.com/tuetschek/e2e-dataset (release v1.0.0); '
+          'TensorFlow Datasets holds only a cleaned version of the set, which is another.',
+      ),
+      preprocessors=[
+          seqio.preprocessors.tokenize,
+          seqio.CacheDatasetPlaceholder(),
+          seqio.preprocessors.append_eos,
+      ],
+      postprocess_fn=postprocessors.all_references,
+      metric_fns=[
+          functools.partial(metrics.bleu, lowercase=True),
+          functools.partial(metrics.rouge, score_keys=['rougeL']),
+      ],
+      output_features=preprocessors.OUTPUT_FEATURES,
+      source_info=seqio.SourceInfo(__file__, _add.__code__.co_firstlineno),
+  )
+
+
+_add(
+    'e2e_nlg',
+    E2e({
+        'train': 'trainset.csv',
+        'validation': 'devset.csv',
+        'test': 'testset_w_refs.csv',
+    }),
+)
+
+_add(
+    'e2e_nlg_from_dev',
+    E2e(
+        {'train': 'devset.csv', 'validation': 'devset.csv', 'test': 'testset_w_refs.csv'},
+        partition=True,
+    ),
+)

@@ -1,0 +1,238 @@
+"""LAMA's facts as gaps to fill: texts, candidates, splits, and what is wrong with a file."""
+
+import gzip
+import json
+
+import pytest
+
+from prompt_tuning_jax.data.batches import EvalBatches
+from prompt_tuning_jax.data.cache import load_task
+from prompt_tuning_jax.data.seqio_source import import_seqio
+from prompt_tuning_jax.data.virtual_tokens import Template
+from prompt_tuning_jax.data.vocabulary import Vocabulary
+from tests.saved_backbone import VOCABULARY
+
+TEMPLATES = {'P36': 'The capital of [X] is [Y] .', 'P1376': '[Y] is ruled from [X] .'}
+FACTS = {
+    'train': [('P36', 'France', 'Paris'), ('P1376', 'Rome', 'Italy'), ('P36', 'Peru', 'Lima')],
+    'dev': [('P36', 'Wales [Y]', 'Cardiff'), ('P1376', 'Oslo', 'Norway')],
+    'test': [('P36', 'Kenya', 'Nairobi'), ('P36', 'Gaul', 'Paris'), ('P1376', 'Rom', 'Italy')],
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
+
+
+@pytest.fixture(scope='module')
+def vocabulary():
+  return Vocabulary(VOCABULARY)
+
+
+def write(path, rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  path.write_bytes(gzip.compress(text.encode()) if path.suffix == '.gz' else text.encode())
+
+
+def slim(relation, subject, obj):
+  return {'relation': relation, 'sub_label': subject, 'obj_label': obj}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """All relations in a file for each split, one of them gzipped."""
+  folder = tmp_path / 'lama_trex'
+  write(
+      folder / 'relations.jsonl',
+      [{'relation': name, 'template': text} for name, text in TEMPLATES.items()],
+  )
+  for split, facts in FACTS.items():
+    name = f'{split}.slim.jsonl' + ('.gz' if split == 'dev' else '')
+    write(folder / name, [slim(*fact) for fact in facts])
+  return folder
+
+
+def texts(task):
+  rows = [task.example(index) for index in range(len(task))]
+  return [(row['inputs_pretokenized'], row['targets_pretokenized']) for row in rows]
+
+
+def test_a_fact_is_its_template_with_a_gap_for_the_object(folder, vocabulary):
+  task = load_task('lama_trex_P36', 'train', vocabulary)
+  assert texts(task) == [
+      ('The capital of France is <extra_id_0> .', 'Paris'),
+      ('The capital of Peru is <extra_id_0> .', 'Lima'),
+  ]
+  assert task[0]['inputs'].tolist() == [
+      *vocabulary.encode('The capital of France is'),
+      vocabulary.sentinel_ids[0],
+      *vocabulary.encode('.'),
+      1,
+  ]
+  assert task[0]['targets'].tolist() == [*vocabulary.encode('Paris'), 1]
+  example = task.example(1)
+  assert (example['sub'], example['obj'], example['idx']) == ('Peru', 'Lima', 1)
+  # A subject is text, whatever it looks like; the object may come first.
+  assert texts(load_task('lama_trex_P36', 'validation', vocabulary)) == [
+      ('The capital of Wales [Y] is <extra_id_0> .', 'Cardiff')
+  ]
+  assert texts(load_task('lama_trex_P1376', 'test', vocabulary)) == [
+      ('<extra_id_0> is ruled from Rom .', 'Italy')
+  ]
+
+
+def test_the_choices_are_the_relations_objects_of_all_splits(folder, vocabulary):
+  for split, targets in [('train', [3, 1]), ('validation', [0]), ('test', [2, 3])]:
+    made = load_task('lama_trex_P36', split, vocabulary)
+    read = load_task('lama_trex_P36', split, vocabulary)
+    for task in (made, read):
+      assert task.label_classes == ['Cardiff', 'Lima', 'Nairobi', 'Paris']
+      assert [task.target(index) for index in range(len(task))] == targets
+      assert task.postprocess_fn('Nairobi') == 2
+      assert task.postprocess_fn('Italy') == -1
+      (metric,) = task.metric_fns
+      assert metric([3, 1, 0, 2], [3, 1, 0, -1]) == {'hit_at_1': 75.0}
+  assert load_task('lama_trex_P1376', 'train', vocabulary).label_classes == ['Italy', 'Norway']
+
+
+def test_a_change_in_another_split_changes_the_choices(folder, vocabulary):
+  assert load_task('lama_trex_P36', 'train', vocabulary).target(0) == 3
+  write(folder / 'test.slim.jsonl', [slim('P36', 'Kenya', 'Nairobi')])
+  write(folder / 'dev.slim.jsonl', [slim('P36', 'Egypt', 'Cairo')])
+  (folder / 'dev.slim.jsonl.gz').unlink()
+  write(folder / 'test.slim.jsonl', [slim('P36', 'Iraq', 'Baghdad')])
+  task = load_task('lama_trex_P36', 'train', vocabulary)
+  assert task.label_classes == ['Baghdad', 'Cairo', 'Lima', 'Paris']
+
+
+def test_the_folders_of_p_tunings_own_data_give_the_same_examples(folder, vocabulary):
+  expected = texts(load_task('lama_trex_P36', 'test', vocabulary))
+  for file in [*folder.iterdir()]:
+    file.unlink()
+  write(
+      folder / 'single_relations' / 'P36.jsonl',
+      [{'relation': 'P36', 'template': TEMPLATES['P36'], 'type': 'N-1'}],
+  )
+  for split, facts in FACTS.items():
+    rows = [
+        {'predicate_id': name, 'sub_label': subject, 'obj_label': obj, 'evidences': []}
+        for name, subject, obj in facts
+        if name == 'P36'
+    ]
+    write(folder / 'fact-retrieval' / 'original' / 'P36' / f'{split}.jsonl', rows)
+  task = load_task('lama_trex_P36', 'test', vocabulary)
+  assert texts(task) == expected
+  assert task.label_classes == ['Cardiff', 'Lima', 'Nairobi', 'Paris']
+
+
+def test_a_template_of_virtual_tokens_places_the_subject(folder, vocabulary):
+  task = load_task('lama_trex_P36', 'train', vocabulary)
+  placement = Template((3, 'sub', 3, 'text: <extra_id_0>', 3))
+  batches = EvalBatches(
+      task, 2, feature_lengths={'inputs': 16, 'targets': 8}, vocab_size=5000,
+      num_virtual_tokens=9, placement=placement, lengths='pad',
+  )  # fmt: skip
+  batch, _ = next(iter(batches))
+  row = batch.encoder_input_tokens[0]
+  virtual = [*range(5000, 5009)]
+  expected = [
+      *virtual[:3], *vocabulary.encode('France'), *virtual[3:6],
+      vocabulary.sentinel_ids[0], *virtual[6:],
+  ]  # fmt: skip
+  assert row[: len(expected)].tolist() == expected
+  assert not row[len(expected) :].any()
+
+
+@pytest.mark.parametrize(
+    ('file', 'bad', 'reason'),
+    [
+        ('train.slim.jsonl', '{"relation":', 'Expecting value'),
+        ('train.slim.jsonl', '["P36"]', r"\['P36'\] is no object"),
+        ('train.slim.jsonl', '{"relation": "P36", "sub_label": "x"}', "no field 'obj_label'"),
+        ('train.slim.jsonl', '{"sub_label": "x", "obj_label": "y"}', "no field 'relation'"),
+        ('test.slim.jsonl', json.dumps(slim('P36', 'x', None)), "'obj_label' is not a text"),
+        ('test.slim.jsonl', json.dumps(slim('P36', ' ', 'y')), "'sub_label' is empty"),
+        ('relations.jsonl', '{"relation": "P36"}', "no field 'template'"),
+        ('relations.jsonl', '{"relation": "P36", "template": "[X] is"}', r"is '\[X\] is'"),
+        ('relations.jsonl', '{"relation": "P36", "template": "[X] [X] [Y]"}', 'template is'),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file(folder, vocabulary, file, bad, reason):
+  path = folder / file
+  first, *others = path.read_text().splitlines()
+  path.write_text('\n'.join([first, bad, *others]) + '\n')
+  with pytest.raises(ValueError, match=rf'{file}, line 2: .*{reason}.* Expected one JSON'):
+    load_task('lama_trex_P36', 'train', vocabulary)
+
+
+def test_missing_facts_templates_and_files_are_named(folder, vocabulary):
+  write(folder / 'dev.slim.jsonl.gz', [slim('P1376', 'Oslo', 'Norway')])
+  with pytest.raises(ValueError, match=r"dev\.slim\.jsonl\.gz holds no fact .*P36.*'validation'"):
+    load_task('lama_trex_P36', 'validation', vocabulary)
+  # The other splits are whole, and so are the choices that are left.
+  task = load_task('lama_trex_P36', 'test', vocabulary)
+  assert task.label_classes == ['Lima', 'Nairobi', 'Paris']
+  with pytest.raises(ValueError, match=r'relations\.jsonl holds 0 templates .* P37 instead'):
+    load_task('lama_trex_P37', 'train', vocabulary)
+  (folder / 'test.slim.jsonl').unlink()
+  with pytest.raises(FileNotFoundError) as error:
+    load_task('lama_trex_P36', 'train', vocabulary)
+  for part in ('test.slim.jsonl or', 'original/P36/test.jsonl', 'PTJ_LOCAL_DATA=', 'P-tuning'):
+    assert part in str(error.value)
+  assert 'dev.slim' not in str(error.value)
+
+
+def test_the_tasks_are_registered_where_the_files_are_not(monkeypatch):
+  monkeypatch.delenv('PTJ_LOCAL_DATA')
+  seqio = import_seqio()
+  from prompt_tuning_jax.tasks import lama
+
+  names = {name for name in seqio.TaskRegistry.names() if name.startswith('lama_trex_')}
+  assert names == {f'lama_trex_{relation}' for relation in lama.RELATIONS}
+  assert len(lama.RELATIONS) == len(set(lama.RELATIONS)) == 41
+
+
+@pytest.mark.parametrize(
+    ('relation', 'split', 'size', 'num_objects', 'text', 'obj'),
+    [
+        ('P36', 'train', 416, 338, None, None),
+        ('P36', 'validation', 104, 338, 'The capital of Park County is <extra_id_0> .', 'Cody'),
+        ('P103', 'validation', 200, 46, 'The native language of Jules Gros is <extra_id_0> .',
+         'Breton'),
+        ('P103', 'test', 977, 46, None, None),
+    ],
+)  # fmt: skip
+def test_the_shared_files_are_read(
+    shared_data, vocabulary, monkeypatch, relation, split, size, num_objects, text, obj
+):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
+  task = load_task(f'lama_trex_{relation}', split, vocabulary)
+  assert (len(task), len(task.label_classes)) == (size, num_objects)
+  assert task.label_classes == sorted(set(task.label_classes))
+  for index in range(len(task)):
+    example = task.example(index)
+    assert task.label_classes[task.target(index)] == example['obj']
+  if text is not None:
+    assert texts(task)[0] == (text, obj)
+
+
+@pytest.mark.slow
+def test_the_shared_files_hold_as_many_facts_as_they_should(shared_data, monkeypatch):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
+  import_seqio()
+  from prompt_tuning_jax.tasks import lama, sources
+
+  totals = dict.fromkeys(('train', 'validation', 'test'), 0)
+  for relation in lama.RELATIONS:
+    facts = lama.Facts(relation)
+    source = sources.LocalFiles(facts)
+    for split in totals:
+      try:
+        totals[split] += source.num_input_examples(split)
+      except ValueError as error:
+        # These files lack some relations.
+        assert 'holds no fact of the relation' in str(error)
+  assert totals == {'train': 26772, 'validation': 7055, 'test': 22881}
