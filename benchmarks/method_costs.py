@@ -24,8 +24,8 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 
+from prompt_tuning_jax import plan
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints.names import SIZES
 from prompt_tuning_jax.methods import method as method_lib
@@ -37,8 +37,6 @@ from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import adamw
-from prompt_tuning_jax.training.step import TrainState, make_train_step
-from prompt_tuning_jax.typing import Batch
 
 
 def methods(length: int) -> dict[str, Method]:
@@ -58,32 +56,17 @@ def config_of(size: str) -> T5Config:
   return T5Config(32128, d_model, heads, d_kv, d_ff, encoder_layers, decoder_layers)
 
 
-def flops(config: T5Config, method: Method, layers: int, args: argparse.Namespace):
-  """(step, forward) FLOPs of a model of that many layers a stack."""
+def flops(config: T5Config, method: Method, layers: int, args: argparse.Namespace) -> plan.Flops:
+  """FLOPs of a model of that many layers a stack."""
   config = dataclasses.replace(config, num_encoder_layers=layers, num_decoder_layers=layers)
-  module = T5(config, unroll=True)
-  params = jax.eval_shape(
-      lambda key: {
-          'prompt': method.init(key, module.spec)['params'],
-          'backbone': module.init_params(key),
-      },
-      jax.random.key(0),
+  return plan.count_flops(
+      T5(config, unroll=True),
+      method,
+      adamw(1e-3),
+      rows=args.batch,
+      input_length=args.inputs,
+      target_length=args.targets,
   )
-  tx = adamw(1e-3)
-  trainable, frozen = trainable_lib.split(params, {'prompt': tx})
-  state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
-  tokens = lambda length: jax.ShapeDtypeStruct((args.batch, length), jnp.int32)
-  batch = Batch(
-      tokens(args.inputs + method.num_virtual_tokens), *[tokens(args.targets)] * 3
-  )
-
-  def forward(params, batch):
-    injection = method.apply({'params': params['prompt']}, module.spec)
-    return module.apply({'params': params['backbone']}, batch, injection)
-
-  step = make_train_step(method, module, tx).lower(state, frozen, batch).compile()
-  once = jax.jit(forward).lower(params, batch).compile()
-  return step.cost_analysis()['flops'], once.cost_analysis()['flops']
 
 
 def report(size: str, args: argparse.Namespace) -> None:

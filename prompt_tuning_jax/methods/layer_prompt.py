@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning_jax import initializers
-from prompt_tuning_jax.methods.method import Method, check_length
+from prompt_tuning_jax.methods.method import VirtualTokens
 from prompt_tuning_jax.typing import Array, BackboneSpec, Injection
 
 
-class LayerPrompt(Method):
+class LayerPrompt(VirtualTokens):
   """Rows [L, P, D] that replace the virtual tokens' hidden states before each layer.
 
   A variant in the original code of prompt tuning (its per-layer prompts, replaced). Unlike
@@ -26,14 +26,6 @@ class LayerPrompt(Method):
 
   length: int = 20
   prompt_init: Callable[..., Array] = initializers.uniform()
-
-  def __post_init__(self) -> None:
-    check_length(self.length, 'LayerPrompt.length')
-    super().__post_init__()
-
-  @property
-  def num_virtual_tokens(self) -> int:
-    return self.length
 
   @nn.compact
   def __call__(self, spec: BackboneSpec) -> Injection:

@@ -40,6 +40,24 @@ class Method(nn.Module):
     raise NotImplementedError
 
 
+class VirtualTokens(Method):
+  """Base of the methods whose virtual tokens stand among the encoder's inputs.
+
+  Attributes:
+    length: P, the number of virtual tokens, at least 1.
+  """
+
+  length: int = 100
+
+  def __post_init__(self) -> None:
+    check_length(self.length, f'{type(self).__name__}.length')
+    super().__post_init__()
+
+  @property
+  def num_virtual_tokens(self) -> int:
+    return self.length
+
+
 def shapes(method: Method, spec: BackboneSpec) -> tuple[PyTree, Injection]:
   """Shapes of a method's parameters and of its Injection; no weights are read."""
   without_weights = _without_initializers(method)

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning_jax.methods.linear import Linear, uniform_within
-from prompt_tuning_jax.methods.method import Method, check_length
+from prompt_tuning_jax.methods.method import VirtualTokens
 from prompt_tuning_jax.typing import Array, BackboneSpec, Injection
 
 # A number of units where it is whole, else a multiple of the model's width.
 Width = int | float
 
 
-class PTuning(Method):
+class PTuning(VirtualTokens):
   """A prompt that a bidirectional LSTM and an MLP make of an embedding table.
 
   Table [P, D] → `lstm_layers` bidirectional LSTM layers → a linear layer with ReLU for
@@ -57,7 +57,6 @@ class PTuning(Method):
   embedding_init: Callable[..., Array] = nn.initializers.normal(1.0)
 
   def __post_init__(self) -> None:
-    check_length(self.length, 'PTuning.length')
     if not _is_whole(self.lstm_layers) or self.lstm_layers < 0:
       raise ValueError(
           f'PTuning.lstm_layers is {self.lstm_layers!r}; it may be 2 as published, another '
@@ -69,10 +68,6 @@ class PTuning(Method):
           'hidden layer. Set (1.0,) for one layer of the width of the model.'
       )
     super().__post_init__()
-
-  @property
-  def num_virtual_tokens(self) -> int:
-    return self.length
 
   @nn.compact
   def __call__(self, spec: BackboneSpec) -> Injection:

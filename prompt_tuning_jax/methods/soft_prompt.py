@@ -7,11 +7,11 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from prompt_tuning_jax import initializers
-from prompt_tuning_jax.methods.method import Method, check_length
+from prompt_tuning_jax.methods.method import VirtualTokens
 from prompt_tuning_jax.typing import Array, BackboneSpec, Injection
 
 
-class SoftPrompt(Method):
+class SoftPrompt(VirtualTokens):
   """A soft prompt: the matrix [P, D] itself is what trains.
 
   Where its rows stand among an example's tokens is the data pipeline's affair
@@ -24,14 +24,6 @@ class SoftPrompt(Method):
 
   length: int = 100
   prompt_init: Callable[..., Array] = initializers.uniform()
-
-  def __post_init__(self) -> None:
-    check_length(self.length, 'SoftPrompt.length')
-    super().__post_init__()
-
-  @property
-  def num_virtual_tokens(self) -> int:
-    return self.length
 
   @nn.compact
   def __call__(self, spec: BackboneSpec) -> Injection:
