@@ -68,6 +68,29 @@ def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_pat
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('method', config.packaged_files('methods'))
+def test_a_method_may_be_chosen_over_a_recipe_s(method, tmp_path, capsys):
+  status = cli.main([
+      'train',
+      '--gin_file=demo',
+      f'--gin_file={method.removesuffix(".gin")}',
+      f'--gin.MODEL_DIR={tmp_path}/run',
+      '--dry_run',
+  ])
+  printed, errors = capsys.readouterr()
+  assert (status, errors) == (0, '')
+  chosen = re.findall(r'^PROMPT = (?:@(\w+)\(\)|None)$', _text_of(method), re.MULTILINE)[-1]
+  if chosen:
+    assert re.search(rf'{chosen}, Injection\(.+\), [\d,]+ parameters train', printed)
+
+
+def _text_of(name: str) -> str:
+  """The text of a gin file and, before it, of those it includes."""
+  text = (config.gin_folder() / name).read_text()
+  included = re.findall(r"^include '(.+)'", text, re.MULTILINE)
+  return ''.join([*map(_text_of, included), text])
+
+
 @pytest.mark.parametrize('name', FILES)
 def test_a_file_may_come_before_or_after_the_defaults(name):
   values = [

@@ -111,9 +111,10 @@ def _parts_of_text(template: str) -> list[Part]:
     words += literal
     if name is None:  # Behind a brace to be read, or at the end.
       continue
-    if words:
-      parts.append(Words(words, go_on=bool(parts)))
     part = _part_in_braces(template, name, spec or conversion)
+    beside_slot = isinstance(part, Slot) or (parts and isinstance(parts[-1], Slot))
+    if words.strip() or (words and not beside_slot):
+      parts.append(Words(words, go_on=bool(parts)))
     touches = parts and not isinstance(parts[-1], Slot) and not words[-1:].isspace()
     if isinstance(part, Field) and touches:
       raise ValueError(

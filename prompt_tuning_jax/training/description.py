@@ -8,6 +8,7 @@ two identical runs: no addresses, no times.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -113,7 +114,12 @@ def _variables(function: Callable[..., Any]) -> dict[str, Any]:
   function = inspect.unwrap(function)
   names = getattr(getattr(function, '__code__', None), 'co_freevars', ())
   cells = getattr(function, '__closure__', None) or ()
-  return {name: cell.cell_contents for name, cell in zip(names, cells)}
+  variables = {}
+  for name, cell in zip(names, cells):
+    # A variable that the maker never set is not there to be read.
+    with contextlib.suppress(ValueError):
+      variables[name] = cell.cell_contents
+  return variables
 
 
 def _leaves(value: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

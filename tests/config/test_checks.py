@@ -65,6 +65,9 @@ def prompt_file(backbone_dir, tmp_path):
         ('train', '--gin.MICROBATCHES=5', 'MICROBATCHES=5 does not divide BATCH_SIZE=32'),
         ('train', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
         ('train', "--gin.PLACEMENT=(3, 'inputs')", 'places for 3 virtual tokens, but'),
+        ('train', '--gin.PLACEMENT={3} {inputs} {3}', 'places for 6 virtual tokens, but'),
+        ('train', '--gin.PLACEMENT={3} {inputs', 'Braces come in pairs'),
+        ('train', '--gin.PROMPT_LENGTH=@slots_of()', "PLACEMENT is 'prefix', which has none"),
         ('train', '--gin.LENGTHS=pak', "LENGTHS is 'pak'; it may be 'pad' or 'bucket'. Did"),
         ('train', '--gin.EVAL_METHOD=ranking', "EVAL_METHOD is 'ranking'; it may be 'rank'"),
         ('train', "--gin.train.best_mode='most'", "best_mode is 'most'"),
@@ -89,6 +92,27 @@ def test_a_dry_run_finds_what_the_run_would(dry_run, command, flag, answer):
   assert status == 2
   assert answer in errors
   assert 'Traceback' not in errors
+
+
+def test_a_dry_run_finds_an_encoder_that_does_not_fit_the_model(dry_run):
+  flags = ['--gin_file=methods/p_tuning', '--gin.PTuning.lstm_width=0.55']
+  status, errors = dry_run('train', *flags)
+  assert status == 2
+  assert '0.55 × d_model=16 is 8.8, which is no number of units' in errors
+
+
+def test_words_that_fill_the_input_are_found_before_the_run(dry_run):
+  words = 'it is what it is, ' * 5
+  status, errors = dry_run(
+      'train', '--gin.PROMPT_LENGTH=1', f'--gin.PLACEMENT={words} {{1}} {{inputs}}'
+  )
+  assert status == 2
+  assert 'leaves nothing of an input length of 16 for the example' in errors
+
+
+def test_a_prompt_may_be_as_long_as_its_template_has_slots(dry_run):
+  flags = ['--gin.PLACEMENT={3} {inputs} {4}', '--gin.PROMPT_LENGTH=@slots_of()']
+  assert dry_run('train', *flags) == (0, '')
 
 
 def test_a_dry_run_finds_a_prompt_to_start_from_that_is_not_there(dry_run):

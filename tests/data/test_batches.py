@@ -257,8 +257,22 @@ def test_templates_read_raw_fields_of_the_examples(task, vocabulary):
 
 
 def test_a_template_with_a_field_that_examples_lack_is_refused(task):
-  with pytest.raises(ValueError, match="names the field 'object'.*inputs, targets, subject"):
+  with pytest.raises(ValueError, match="names the field 'object'.*Fields: inputs, subject"):
     train_batches(task, placement=Template((3, 'object', 'inputs')))
+
+
+def test_a_field_that_is_spelled_wrong_is_answered_with_the_nearest(task):
+  with pytest.raises(ValueError, match="'subjct', which numbers, split 'train', .*mean 'subject'"):
+    train_batches(task, placement='{3} {subjct} {inputs}')
+  with pytest.raises(ValueError, match="Did you mean 'subject'.* Fields: inputs, subject"):
+    make_batch(
+        [{'inputs': [7, 1], 'targets': [5, 1], 'subject': [8]}],
+        input_length=5,
+        target_length=4,
+        vocab_size=100,
+        num_virtual_tokens=3,
+        placement='{3} {subjct}',
+    )
 
 
 def test_a_template_that_does_not_fit_the_prompt_is_refused_at_once(task):

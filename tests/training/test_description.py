@@ -11,9 +11,10 @@ import pytest
 
 from prompt_tuning_jax import initializers
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training.description import describe, differences
-from prompt_tuning_jax.training.optimizers import adafactor, adamw, muon, warmup_linear
+from prompt_tuning_jax.training.optimizers import adafactor, adam, adamw, muon, warmup_linear
 from tests.saved_backbone import VOCABULARY
 
 
@@ -30,6 +31,10 @@ def _variants():
       lambda: optax.adam(0.1),
       lambda: optax.adam(optax.cosine_decay_schedule(0.1, 100)),
       lambda: optax.adam(optax.cosine_decay_schedule(0.1, 200)),
+      lambda: optax.adam(optax.exponential_decay(0.1, 100, 0.98)),
+      lambda: optax.adam(optax.exponential_decay(0.1, 100, 0.99)),
+      lambda: adam(0.3),
+      lambda: adam(0.3, weight_decay=0.1),
       lambda: optax.chain(optax.clip(1.0), adafactor(0.3)),
       lambda: optax.chain(optax.clip(1.0), adafactor(0.1)),
       lambda: optax.MultiSteps(optax.sgd(0.1), 4),
@@ -41,6 +46,10 @@ def _variants():
       lambda: SoftPrompt(20, initializers.from_array(np.zeros((20, 4)))),
       lambda: SoftPrompt(20, jax.nn.initializers.zeros),
       lambda: SoftPrompt(20, functools.partial(jax.nn.initializers.zeros, dtype=jnp.float32)),
+      lambda: PTuning(20),
+      lambda: PTuning(20, lstm_width=1.0),
+      lambda: PTuning(20, mlp_widths=(1.0, 1.0)),
+      lambda: PTuning(20, embedding_init=jax.nn.initializers.normal(0.5)),
       lambda: Vocabulary(VOCABULARY, extra_ids=100),
       lambda: Vocabulary(VOCABULARY, extra_ids=50),
   ]

@@ -324,6 +324,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
         ),
         ({'train_steps': 0}, 'train_steps is 0'),
         ({'feature_lengths': {'inputs': 12}}, "does not say how long 'targets'"),
+        ({'placement': '{4} {animal}'}, "'animal', which which_animal, split 'train', does not"),
+        ({'placement': '{3} {inputs}'}, 'places for 3 virtual tokens, but the prompt has 4'),
+        (
+            {'placement': '{2} {inputs} {2} it is one of the two animals'},
+            'are 12 tokens|leaves nothing of an input length of 12',
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
