@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.optimizers import adafactor, warmup_linear
+from prompt_tuning_jax.training.optimizers import adafactor, adam, warmup_linear
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState
 
@@ -157,3 +157,24 @@ def test_stacks_train_beside_a_prompt_with_an_optimiser_of_its_own():
   _assert_same(_layer(together, 'encoder', 1), apart)
   (apart,), _ = _steps(adafactor(0.3), tree['prompt'], [gradient['prompt']])
   _assert_same(together['prompt'], apart)
+
+
+@pytest.mark.parametrize('weight_decay', [0.0, 0.1])
+def test_adam_decays_weights_as_pytorch_s_does(weight_decay):
+  rng = np.random.default_rng(0)
+  param = rng.normal(size=(4, 5))
+  gradients = rng.normal(size=(3, 4, 5))
+  tx = adam(lambda step: 0.1 * 0.5**step, weight_decay=weight_decay)
+  found = jnp.asarray(param, jnp.float32)
+  state = tx.init(found)
+  mean = square = 0
+  for step, gradient in enumerate(gradients):
+    updates, state = tx.update(jnp.asarray(gradient, jnp.float32), state, found)
+    found = optax.apply_updates(found, updates)
+    # The decay is part of the gradient, and so of both moments.
+    gradient = gradient + weight_decay * param
+    mean = 0.9 * mean + 0.1 * gradient
+    square = 0.999 * square + 0.001 * gradient**2
+    corrected = np.sqrt(square / (1 - 0.999 ** (step + 1))) + 1e-8
+    param = param - 0.1 * 0.5**step * mean / (1 - 0.9 ** (step + 1)) / corrected
+    np.testing.assert_allclose(found, param, rtol=1e-4, atol=1e-6)

@@ -5,16 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
+from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.plan import count_flops
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.optimizers import adafactor, adamw, muon, warmup_linear
-from prompt_tuning_jax.training.step import TrainState, make_train_step
+from prompt_tuning_jax.training.step import TrainState, loss_and_grad, make_train_step
 from tests.conftest import TINY_CONFIG, assert_close, prepend_virtual, random_batch
 
 METHOD = SoftPrompt(4)
+METHODS = {
+    'SoftPrompt': METHOD,
+    'PTuning': PTuning(4),
+    'PTuning, wide': PTuning(4, lstm_width=1.0),
+    'PTuning, MLP': PTuning(4, lstm_layers=0),
+}
 
 
 def _batch(seed=0):
@@ -22,10 +30,10 @@ def _batch(seed=0):
   return prepend_virtual(batch, TINY_CONFIG.vocab_size, METHOD.length)
 
 
-def _start(tiny, labelling):
+def _start(tiny, labelling, method=METHOD):
   module, backbone_params = tiny
   params = {
-      'prompt': METHOD.init(jax.random.key(1), module.spec)['params'],
+      'prompt': method.init(jax.random.key(1), module.spec)['params'],
       'backbone': backbone_params,
   }
   trainable, frozen = trainable_lib.split(params, labelling)
@@ -35,21 +43,27 @@ def _start(tiny, labelling):
   return TrainState.create(trainable, tx), frozen, tx
 
 
+LABELLINGS = {
+    'prompt': {'prompt': adafactor()},
+    'co-tuning': {'prompt': adamw(1e-2), 'backbone': adamw(1e-3)},
+    'prompt and head': {'prompt': adamw(1e-2), 'backbone/decoder/logits_dense': adamw(1e-3)},
+    'muon': {'backbone': muon(1e-2), 'backbone/token_embedder': adamw(1e-2)},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'labelling',
+    ('labelling', 'method'),
     [
-        {'prompt': adafactor()},
-        {'prompt': adamw(1e-2), 'backbone': adamw(1e-3)},
-        {'prompt': adamw(1e-2), 'backbone/decoder/logits_dense': adamw(1e-3)},
-        {'backbone': muon(1e-2), 'backbone/token_embedder': adamw(1e-2)},
+        *((labelling, 'SoftPrompt') for labelling in LABELLINGS),
+        *((labelling, m) for labelling in ('prompt', 'co-tuning') for m in list(METHODS)[1:]),
     ],
-    ids=['prompt', 'co-tuning', 'prompt and head', 'muon'],
 )
-def test_labelled_leaves_change_and_all_others_stay_to_the_bit(tiny, labelling):
-  state, frozen, tx = _start(tiny, labelling)
+def test_labelled_leaves_change_and_all_others_stay_to_the_bit(tiny, labelling, method):
+  labelling, method = LABELLINGS[labelling], METHODS[method]
+  state, frozen, tx = _start(tiny, labelling, method)
   before = jax.device_get((state.trainable, frozen))
-  train_step = make_train_step(METHOD, tiny[0], tx)
+  train_step = make_train_step(method, tiny[0], tx)
   for i in range(2):
     state, _ = train_step(state, frozen, _batch(i))
   for path, old in jax.tree_util.tree_leaves_with_path(before[0]):
@@ -63,6 +77,22 @@ def test_labelled_leaves_change_and_all_others_stay_to_the_bit(tiny, labelling):
       trainable_lib.split(trainable_lib.merge(*before), labelling),
       before,
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', METHODS)
+def test_every_parameter_of_a_method_has_a_gradient(tiny, method):
+  module, params = tiny
+  backbone = Backbone('tiny', module, None, lambda: params)
+  method = METHODS[method]
+  prompt = method.init(jax.random.key(1), module.spec)['params']
+  _, gradient = loss_and_grad(backbone, method, prompt, _batch())
+  assert jax.tree.structure(gradient) == jax.tree.structure(prompt)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    assert np.isfinite(leaf).all(), path
+    # Of a hidden layer some units may rest; each number of the table counts.
+    least = 1 if 'embedding' in str(path) else 0.3
+    assert np.mean(leaf != 0) >= least, path
 
 
 def test_no_optimizer_state_of_a_frozen_weight_exists(tiny):
@@ -127,6 +157,29 @@ def test_dropout_is_a_function_of_seed_and_step(tiny):
 def test_a_label_that_leads_nowhere_is_refused(tiny):
   with pytest.raises(ValueError, match=r"\['promt'\].*under: backbone/decoder.*prompt/prompt"):
     _start(tiny, {'promt': adafactor()})
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'uint32', 'bool'])
+def test_weights_that_are_no_floating_point_numbers_are_not_trained(dtype):
+  kernel = jax.ShapeDtypeStruct((4, 4), dtype)
+  scale = jax.ShapeDtypeStruct((4,), jnp.bfloat16)
+  params = {
+      'prompt': {'prompt': scale},
+      'backbone': {
+          'encoder': {'one': {'kernel': kernel}, 'two': {'kernel': kernel}, 'scale': scale}
+      },
+  }
+  both = {'prompt': adafactor(), 'backbone': adafactor()}
+  with pytest.raises(ValueError) as error:
+    trainable_lib.split(params, both)
+  assert f'backbone/encoder/one/kernel of type {dtype} and 1 more' in str(error.value)
+  assert 'tune the prompt alone' in str(error.value)
+  # Frozen, they are as good as any; and what is floating-point beside them may train.
+  trainable, frozen = trainable_lib.split(
+      params, {'prompt': adafactor(), 'backbone/encoder/scale': adafactor()}
+  )
+  assert trainable_lib.count(trainable) == 8
+  assert frozen['backbone']['encoder'].keys() == {'one', 'two'}
 
 
 def test_prompt_tuning_costs_about_two_forwards():

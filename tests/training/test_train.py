@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from prompt_tuning_jax import initializers
 from prompt_tuning_jax.backbones.backbone import Backbone
@@ -22,11 +23,13 @@ from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.tokenized_task import FORMAT
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.prompt_files import load_prompt
-from prompt_tuning_jax.training.optimizers import adafactor, adamw
+from prompt_tuning_jax.training.optimizers import adafactor, adam, adamw
 from prompt_tuning_jax.training.train import train
 from tests.checkpoints.samples import assert_same_trees
+from tests.conftest import assert_close
 from tests.training.conftest import FEATURE_LENGTHS, make_task
 from tests.training.test_metrics_writer import tensorboard_scalars
 
@@ -327,8 +330,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
         ({'placement': '{4} {animal}'}, "'animal', which which_animal, split 'train', does not"),
         ({'placement': '{3} {inputs}'}, 'places for 3 virtual tokens, but the prompt has 4'),
         (
-            {'placement': '{2} {inputs} {2} it is one of the two animals'},
-            'are 12 tokens|leaves nothing of an input length of 12',
+            {'placement': '{2} {inputs} {2} it is one of the two animals, but which one is it?'},
+            'leaves nothing of an input length of 12',
         ),
     ],
 )
@@ -397,6 +400,45 @@ def test_a_continued_run_equals_one_that_never_ended(run, prompted, animal_backb
   assert_same_trees(result.params, prompted[0].params)
   artifacts = [folder / 'prompt.safetensors' for folder in (tmp_path, prompted[1])]
   assert artifacts[0].read_bytes() == artifacts[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('method', 'trainable'),
+    [
+        (PTuning(4), {'prompt': adam(1e-3, weight_decay=5e-4)}),
+        (PTuning(4, lstm_layers=0), {'prompt': adamw(1e-3), 'backbone': adamw(1e-4)}),
+    ],
+    ids=['frozen', 'co-tuning'],
+)
+def test_a_prompt_that_an_encoder_makes_is_resumed_to_the_bit_and_folded_when_it_is_kept(
+    run, animal_backbone, vocabulary, cache_dir, tmp_path, method, trainable
+):
+  settings = dict(method=method, trainable=trainable, placement='{2} {inputs} {2}')
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  result = _tune_prompt(run, animal_backbone, whole, 20, **settings)
+  for steps in (7, 20):
+    again = _tune_prompt(run, animal_backbone, parts, steps, **settings)
+  assert_same_trees(again.params, result.params)
+  if result.backbone_path is None:  # The name of a tuned model is that of its folder.
+    assert (whole / 'prompt.safetensors').read_bytes() == (
+        parts / 'prompt.safetensors'
+    ).read_bytes()
+
+  # Nothing of the encoder is left, and the scores stay.
+  stored = load_file(whole / 'prompt.safetensors')
+  assert list(stored) == ['virtual_embeddings']
+  encoded = method.apply({'params': result.params['prompt']}, animal_backbone.spec)
+  assert_close(stored['virtual_embeddings'], encoded.virtual_embeddings, 1e-6)
+  backbone = load_backbone(result.backbone_path or animal_backbone.source)
+  task = load_task('other_animal', 'validation', vocabulary, cache_dir=cache_dir)
+  scored = evaluate(backbone, load_prompt(result.path), task, progress=False)
+  assert scored.metrics == result.metrics
+  recorded = read_jsonl(whole / 'inference_eval' / 'other_animal-predictions.jsonl')
+  for one, other in zip(scored.predictions, recorded, strict=True):
+    np.testing.assert_allclose(
+        list(one['scores'].values()), list(other['scores'].values()), rtol=1e-4
+    )
 
 
 def _command(backbone, cache_dir, model_dir):
