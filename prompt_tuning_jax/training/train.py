@@ -224,7 +224,7 @@ def train(
     # The parameters.
     parameters = RunParameters.of(backbone, method, trainable, seed=random_seed)
     if progress:
-      summary = _summary(backbone, method, description, train_steps, parameters.count)
+      summary = _summary(backbone, method, description, train_steps, parameters)
       print(summary, file=sys.stderr)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -309,7 +309,7 @@ def _summary(
     method: nn.Module | None,
     description: Mapping[str, Any],
     train_steps: int,
-    count: int,
+    parameters: RunParameters,
 ) -> str:
   """What is trained on what, in a few lines for people."""
   lengths = description['feature_lengths']
@@ -317,7 +317,9 @@ def _summary(
   if method is not None:
     what = f'{type(method).__name__}, {method.num_virtual_tokens} virtual tokens'
   examples = sum(count for count, _ in description['examples'].values())
-  total = backbone.num_params
+  # An encoder of the prompt may be larger than the model.
+  count = parameters.count
+  total = count + trainable_lib.count(parameters.frozen)
   return '\n'.join([
       f'backbone   {backbone!r}',
       f'method     {what}',

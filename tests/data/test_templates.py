@@ -50,7 +50,9 @@ def test_without_slots_a_template_is_running_text(vocabulary, template, text):
   assert pieces(vocabulary, template, subject='a dog', object='water') == expected
 
 
-@pytest.mark.parametrize('template', ['{2}{subject}{1}', '{2} {subject} {1}', ' {2}\n{subject} {1}'])
+@pytest.mark.parametrize(
+    'template', ['{2}{subject}{1}', '{2} {subject} {1}', ' {2}\n{subject} {1}']
+)
 def test_spaces_beside_slots_mean_nothing(vocabulary, template):
   assert pieces(vocabulary, template, subject='water') == ['V0', 'V1', '▁water', 'V2']
 
