@@ -228,7 +228,7 @@ def train(
     # The parameters.
     parameters = RunParameters.of(backbone, method, trainable, seed=random_seed)
     if progress:
-      summary = _summary(backbone, method, description, train_steps, parameters.count)
+      summary = _summary(backbone, method, description, train_steps, parameters)
       print(summary, file=sys.stderr)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -313,7 +313,7 @@ def _summary(
     method: Method | None,
     description: Mapping[str, Any],
     train_steps: int,
-    count: int,
+    parameters: RunParameters,
 ) -> str:
   """What is trained on what, in a few lines for people."""
   lengths = description['feature_lengths']
@@ -322,7 +322,9 @@ def _summary(
     _, injection = method_lib.shapes(method, backbone.spec)
     what = f'{type(method).__name__}, {injection}'
   examples = sum(count for count, _ in description['examples'].values())
-  total = backbone.num_params
+  # An encoder of the prompt may be larger than the model.
+  count = parameters.count
+  total = count + trainable_lib.count(parameters.frozen)
   return '\n'.join([
       f'backbone   {backbone!r}',
       f'method     {what}',

@@ -163,12 +163,8 @@ def test_a_label_that_leads_nowhere_is_refused(tiny):
 def test_weights_that_are_no_floating_point_numbers_are_not_trained(dtype):
   kernel = jax.ShapeDtypeStruct((4, 4), dtype)
   scale = jax.ShapeDtypeStruct((4,), jnp.bfloat16)
-  params = {
-      'prompt': {'prompt': scale},
-      'backbone': {
-          'encoder': {'one': {'kernel': kernel}, 'two': {'kernel': kernel}, 'scale': scale}
-      },
-  }
+  encoder = {'one': {'kernel': kernel}, 'two': {'kernel': kernel}, 'scale': scale}
+  params = {'prompt': {'prompt': scale}, 'backbone': {'encoder': encoder}}
   both = {'prompt': adafactor(), 'backbone': adafactor()}
   with pytest.raises(ValueError) as error:
     trainable_lib.split(params, both)

@@ -235,7 +235,7 @@ def test_a_run_is_described_without_what_differs_between_identical_runs(prompted
 
 
 def test_a_prompt_tuned_with_its_model_belongs_to_the_tuned_model(
-    run, animal_backbone, vocabulary, cache_dir, tmp_path
+    run, animal_backbone, vocabulary, cache_dir, tmp_path, capsys
 ):
   result = run(
       animal_backbone,
@@ -245,7 +245,10 @@ def test_a_prompt_tuned_with_its_model_belongs_to_the_tuned_model(
       method=SoftPrompt(4),
       trainable={'prompt': adafactor(0.3), 'backbone': adamw(3e-3)},
       eval_period=0,
+      progress=True,
   )
+  count = f'{animal_backbone.num_params + 4 * animal_backbone.spec.d_model:,}'
+  assert f'trainable  {count} of {count} parameters (100 %)' in capsys.readouterr().err
   assert set(result.params) == {'prompt', 'backbone'}
   losses = _losses(tmp_path)
   assert losses[-1] < 0.5 * losses[0]
