@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.pretraining import Component
+from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
@@ -131,8 +133,9 @@ def infer(
 
   Args:
     backbone: the model.
-    texts: the inputs, as the task words them. A blank one is not put to the model: its
-      answer is blank too, so that answers and texts match line by line.
+    texts: the inputs, as the task words them; where the prompt stands in a template of
+      other fields, each a JSON object with the text of every field. A blank one is not put
+      to the model: its answer is blank too, so that answers and texts match line by line.
     prompt_file: an artifact or a `.npy` prompt; None for the bare model.
     choices: texts to choose from.
     placement: where the virtual tokens stand; default: as the prompt was trained.
@@ -155,6 +158,8 @@ def infer(
     )
   prompt = load_prompt(prompt_file) if prompt_file else None
   shared = dict(placement=placement, batch_size=batch_size or _BATCH_SIZE)
+  place = placement or (prompt and prompt.manifest.placement) or 'prefix'
+  asked = [_example(text, as_placement(place)) for text in asked]
   if choices is not None:
     found = [
         {'prediction': answer.label, 'scores': answer.scores}
@@ -176,6 +181,23 @@ def infer(
     os.makedirs(output_dir, exist_ok=True)
     write_jsonl(os.path.join(output_dir, 'inferences.jsonl'), answers)
   return [_answer_line(answer) for answer in answers]
+
+
+def _example(text: str, placement: Placement) -> str | dict[str, str]:
+  """A text as it is, or the fields that it holds where the placement reads several."""
+  if placement.fields == ('inputs',):
+    return text
+  try:
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
+      raise ValueError('it is no JSON object of texts')
+  except ValueError as error:
+    example = json.dumps(dict.fromkeys(placement.fields, '…'), ensure_ascii=False)
+    raise ValueError(
+        f'The template of this prompt reads the fields {", ".join(placement.fields)}, so that '
+        f'each text is a JSON object such as {example}; this is another ({error}): {text}'
+    ) from error
+  return fields
 
 
 def _answer_line(answer: Mapping[str, Any]) -> str:

@@ -75,6 +75,25 @@ def test_no_labels_to_choose_from_are_not_taken_for_none_given(infer, backbone):
     commands.infer(backbone=backbone, texts=['a dog'], choices=[])
 
 
+def test_fields_of_a_template_are_given_as_json_objects(infer, backbone, tmp_path):
+  rows = np.ones((3, backbone.spec.d_model), np.float32)
+  path = tmp_path / 'p.safetensors'
+  artifact.save_prompt(
+      path, Injection(rows), backbone=backbone, placement='{2} {sub} is a {1} <extra_id_0>.</s>'
+  )
+  prompt = f'--gin.PROMPT_FILE={path}'
+  status, lines, errors = infer('{"sub": "a dog"}\n{"sub": "a tree"}\n', prompt)
+  assert status == 0, errors
+  assert len(lines) == 2
+  for text, what in [('a dog', 'Expecting value'), ('{"sub": 3}', 'no JSON object of texts')]:
+    status, _, errors = infer(text, prompt)
+    assert status == 2
+    assert f'each text is a JSON object such as {{"sub": "…"}}; this is another ({what}' in errors
+  status, _, errors = infer('{"subject": "a dog"}', prompt)
+  assert status == 2
+  assert "has no 'sub'" in errors
+
+
 def test_an_answer_stays_on_its_line():
   assert commands._answer_line({'prediction': 'one\ntwo'}) == 'one two'
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import tqdm
 
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, unpack_prompt
@@ -43,7 +44,7 @@ class Ranked(NamedTuple):
 def generate(
     backbone: Backbone,
     prompt: AnyPrompt | Sequence[AnyPrompt],
-    texts: Sequence[str],
+    texts: Sequence[str | Mapping[str, str]],
     *,
     decode: str = 'greedy',
     max_length: int = 64,
@@ -60,7 +61,8 @@ def generate(
     backbone: the model.
     prompt: for all texts a loaded artifact or the path of one, an Injection, or None
       (the bare model); or a sequence with one of these for each text.
-    texts: the inputs, as the task words them.
+    texts: the inputs, as the task words them; or, where the prompt stands in a template of
+      other fields, a mapping with the text of each field: {'sub': 'Windows'}.
     decode: 'greedy', 'beam' or 'sample'.
     max_length: most tokens of an answer, end-of-sequence included.
     batch_size: most texts in a batch; it changes no answer.
@@ -100,7 +102,7 @@ def generate(
 def rank(
     backbone: Backbone,
     prompt: AnyPrompt | Sequence[AnyPrompt],
-    texts: Sequence[str],
+    texts: Sequence[str | Mapping[str, str]],
     choices: Sequence[str],
     *,
     normalize_by_length: bool = False,
@@ -115,7 +117,7 @@ def rank(
   Args:
     backbone: the model.
     prompt: as in `generate`.
-    texts: the inputs, as the task words them.
+    texts: as in `generate`.
     choices: the texts to choose from; of equal scores the earlier one wins.
     normalize_by_length: score the mean log-probability of a choice's tokens instead
       of the sum.
@@ -162,7 +164,7 @@ def rank(
 def infer(
     backbone: Backbone,
     prompt: AnyPrompt | Sequence[AnyPrompt],
-    texts: Sequence[str],
+    texts: Sequence[str | Mapping[str, str]],
     *,
     choices: Sequence[str] | None = None,
     **kwargs: Any,
@@ -184,7 +186,7 @@ class _Inputs:
       self,
       backbone: Backbone,
       prompt: AnyPrompt | Sequence[AnyPrompt],
-      texts: Sequence[str],
+      texts: Sequence[str | Mapping[str, str]],
       placement: Placement | str | None,
       max_input_length: int | None,
   ):
@@ -218,12 +220,18 @@ class _Inputs:
       if manifest is not None:
         length = length or manifest.feature_lengths.get('inputs')
         place = place or manifest.placement
-      ids = backbone.vocabulary.encode(text) + [backbone.vocabulary.eos_id]
-      if length is not None and len(ids) > length:
+      placed = as_placement(place or 'prefix').bind(backbone.vocabulary)
+      fields = _encoded(text, placed, backbone.vocabulary)
+      ordinary = sum(map(len, fields.values())) + placed.num_anchor_tokens
+      if length is not None and ordinary > length:
         num_cut += 1
       first_id = backbone.spec.vocab_size
-      row = as_placement(place or 'prefix').bind(backbone.vocabulary)(
-          ids, (injection or Injection()).num_virtual_tokens, first_id, length=length
+      row = placed(
+          fields.get('inputs', ()),
+          (injection or Injection()).num_virtual_tokens,
+          first_id,
+          length=length,
+          fields=fields,
       )
       self._rows.append(np.where(row >= first_id, row + offsets[key], row))
     if num_cut:
@@ -251,6 +259,24 @@ class _Inputs:
       for row, number in enumerate(numbers):
         tokens_BS[row, : lengths[number]] = self._rows[number]
       yield tokens_BS, numbers
+
+
+def _encoded(
+    text: str | Mapping[str, str], placement: Placement, vocabulary: Vocabulary
+) -> dict[str, list[int]]:
+  """Token ids of each field that the placement reads of a text."""
+  given = {'inputs': text} if isinstance(text, str) else dict(text)
+  missing = [name for name in placement.fields if name not in given]
+  if missing:
+    raise ValueError(
+        f'The template of this prompt reads the fields {", ".join(placement.fields)}, but '
+        f'{text!r} has no {missing[0]!r}. Give a mapping with the text of each field, such '
+        f'as {dict.fromkeys(placement.fields, "…")}.'
+    )
+  encoded = {name: vocabulary.encode(given[name]) for name in placement.fields}
+  if 'inputs' in encoded:
+    encoded['inputs'].append(vocabulary.eos_id)
+  return encoded
 
 
 def _width(length: int) -> int:

@@ -55,6 +55,27 @@ def test_ranking_texts_agrees_with_evaluating_a_task(backbone, soft_prompt, rank
     assert answer.scores == pytest.approx(prediction['scores'], rel=1e-4)
 
 
+def test_fields_of_a_template_agree_with_evaluating_a_task(backbone, soft_prompt):
+  template = '{2} {animal} lives in {place} {3}.</s>'
+  examples = [
+      {'animal': 'the fish', 'place': 'the sea', 'inputs': 'x', 'targets': 'yes'},
+      {'animal': 'a man', 'place': 'a boat', 'inputs': 'x', 'targets': 'no'},
+  ]
+  task = TokenizedTask.from_examples(examples, backbone.vocabulary, label_classes=CHOICES)
+  lengths = {'inputs': 24, 'targets': 8}
+  settings = dict(placement=template, feature_lengths=lengths, progress=False)
+  result = evaluate(backbone, soft_prompt, task, **settings)
+  texts = [{name: example[name] for name in ('animal', 'place')} for example in examples]
+  ranked = rank(
+      backbone, soft_prompt, texts, CHOICES, placement=template, max_input_length=24
+  )
+  for answer, prediction in zip(ranked, result.predictions):
+    assert answer.scores == pytest.approx(prediction['scores'], rel=1e-4)
+  message = r"reads the fields animal, place, but 'the fish' has no 'animal'. Give a mapping"
+  with pytest.raises(ValueError, match=message):
+    rank(backbone, soft_prompt, ['the fish'], CHOICES, placement=template)
+
+
 def test_generating_agrees_with_evaluating_a_task(backbone, soft_prompt):
   examples = [{'inputs': text, 'targets': 'yes'} for text in TEXTS]
   task = TokenizedTask.from_examples(examples, backbone.vocabulary)
