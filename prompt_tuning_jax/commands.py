@@ -190,12 +190,12 @@ def _example(text: str, placement: Placement) -> str | dict[str, str]:
   try:
     fields = json.loads(text)
     if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
-      raise ValueError('it is no JSON object of texts')
+      raise ValueError('no object, or one whose fields are not all texts')
   except ValueError as error:
     example = json.dumps(dict.fromkeys(placement.fields, '…'), ensure_ascii=False)
     raise ValueError(
         f'The template of this prompt reads the fields {", ".join(placement.fields)}, so that '
-        f'each text is a JSON object such as {example}; this is another ({error}): {text}'
+        f'each text is a JSON object such as {example}; this is none ({error}): {text}'
     ) from error
   return fields
 

@@ -85,10 +85,10 @@ def test_fields_of_a_template_are_given_as_json_objects(infer, backbone, tmp_pat
   status, lines, errors = infer('{"sub": "a dog"}\n{"sub": "a tree"}\n', prompt)
   assert status == 0, errors
   assert len(lines) == 2
-  for text, what in [('a dog', 'Expecting value'), ('{"sub": 3}', 'no JSON object of texts')]:
+  for text, what in [('a dog', 'Expecting value'), ('{"sub": 3}', 'no object')]:
     status, _, errors = infer(text, prompt)
     assert status == 2
-    assert f'each text is a JSON object such as {{"sub": "…"}}; this is another ({what}' in errors
+    assert f'each text is a JSON object such as {{"sub": "…"}}; this is none ({what}' in errors
   status, _, errors = infer('{"subject": "a dog"}', prompt)
   assert status == 2
   assert "has no 'sub'" in errors
