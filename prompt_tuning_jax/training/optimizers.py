@@ -199,7 +199,17 @@ def muon(
 def warmup_linear(
     peak: float, *, warmup_steps: int, train_steps: int, end: float = 0.0
 ) -> optax.Schedule:
-  """Linear warm-up to `peak`, then linear decay to `end` at `train_steps`."""
+  """Linear warm-up to `peak`, then linear decay to `end` at `train_steps`.
+
+  Raises:
+    ValueError: if `peak` is a schedule itself.
+  """
+  if callable(peak):
+    raise ValueError(
+        'warmup_linear.peak is a schedule, but it is the number from which this schedule '
+        'falls. Where it is LEARNING_RATE, set that to a number; for another schedule, set '
+        "the optimiser's: --gin.adamw.learning_rate=@optax.constant_schedule() for example."
+    )
   return optax.join_schedules(
       [
           optax.linear_schedule(0.0, peak, warmup_steps),

@@ -199,6 +199,11 @@ def test_a_schedule_warms_up_and_decays():
   )
 
 
+def test_a_schedule_of_a_schedule_is_refused():
+  with pytest.raises(ValueError, match='peak is a schedule.*adamw.learning_rate=@'):
+    warmup_linear(lambda step: 0.1, warmup_steps=0, train_steps=10)
+
+
 def test_muon_orthogonalises_each_layers_kernel():
   params = {'kernel': jnp.zeros((2, 4, 4)), 'scale': jnp.zeros((2, 4))}
   gradient = {
