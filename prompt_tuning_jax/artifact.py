@@ -27,7 +27,7 @@ from prompt_tuning_jax.checkpoints.source import (
     plain,
     written_whole,
 )
-from prompt_tuning_jax.typing import KV_FIELDS, BackboneSpec, Injection
+from prompt_tuning_jax.typing import KV_FIELDS, POSITIONS, BackboneSpec, Injection
 
 if TYPE_CHECKING:
   from prompt_tuning_jax.backbones.backbone import Backbone
@@ -294,23 +294,77 @@ def load_artifact(path: str | os.PathLike[str]) -> Prompt:
         f'{path} has a manifest of other fields than format_version {FORMAT_VERSION} '
         f'({error!r}): it was not written by this library. Export the prompt again.'
     ) from error
+  _check_types(manifest, path)
+  injection = _injection(arrays, settings, path)
+  _check_own(injection, manifest, path)
+  return Prompt(injection, manifest, source=path)
+
+
+def _check_types(manifest: Manifest, path: str) -> None:
+  """Refuses fields that are not of the type that whoever reads them relies on."""
+  def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+  def maps_to_numbers(value):
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+  expected = {
+      'num_virtual_tokens': ('a whole number', lambda v: isinstance(v, int) and v >= 0),
+      'step': ('a whole number or null', lambda v: v is None or isinstance(v, int)),
+      'feature_lengths': ('numbers by name', maps_to_numbers),
+      'metrics': ('numbers by name', maps_to_numbers),
+      'placement': ('a text or an object', lambda v: isinstance(v, (str, dict))),
+  }
+  texts = ('backbone', 'backbone_fingerprint', 'vocabulary_fingerprint', 'method', 'task')
+  expected |= {name: ('a text', lambda v: isinstance(v, str)) for name in texts}
+  for name, (kind, accepts) in expected.items():
+    value = getattr(manifest, name)
+    if not accepts(value):
+      raise ValueError(
+          f'{path} has {name} {value!r} in its manifest; {kind} was expected. It was not '
+          'written by this library: export the prompt again.'
+      )
+
+
+def _injection(
+    arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any], path: str
+) -> Injection:
+  """The arrays of a file and what it says of them, all of them or none."""
   if not isinstance(settings, dict) or not set(settings) <= set(_SETTINGS):
     raise ValueError(
         f'{path} has settings of its arrays that are not known ({settings!r}): it was not '
         'written by this version of the library. Install a newer one.'
     )
-  injection = Injection(
+  count = settings.get('num_decoder_virtual_tokens', 0)
+  if settings.get('positions', 'before') not in POSITIONS or type(count) is not int:
+    raise ValueError(
+        f'{path} says of its arrays {settings!r}; positions are '
+        f'{" or ".join(map(repr, POSITIONS))}, and num_decoder_virtual_tokens is a whole '
+        'number. It was not written by this library: export the prompt again.'
+    )
+  pairs = [name for name in KV_FIELDS.values() if any(k.startswith(f'{name}/') for k in arrays)]
+  expected = {f'{name}/{part}' for name in pairs for part in ('keys', 'values')}
+  others = set(arrays) - {'virtual_embeddings', 'layer_embeddings'}
+  if others != expected:
+    raise ValueError(
+        f'{path} holds arrays that do not belong together: '
+        f'{", ".join(sorted(others ^ expected))} is missing or too much. Export the prompt '
+        'again.'
+    )
+  for name in pairs:
+    keys, values = arrays[f'{name}/keys'].shape, arrays[f'{name}/values'].shape
+    if keys != values or len(keys) != 4:
+      raise ValueError(
+          f'{path}: {name} has keys {list(keys)} and values {list(values)}; both are [layers, '
+          'prefix length, heads, d_kv]. Export the prompt again.'
+      )
+  return Injection(
       virtual_embeddings=_pick(arrays, 'virtual_embeddings'),
       layer_embeddings=_pick(arrays, 'layer_embeddings'),
-      **{
-          name: (_pick(arrays, f'{name}/keys'), _pick(arrays, f'{name}/values'))
-          for name in KV_FIELDS.values()
-          if f'{name}/keys' in arrays
-      },
+      **{name: tuple(_pick(arrays, f'{name}/{part}') for part in ('keys', 'values'))
+         for name in pairs},
       **settings,
   )
-  _check_own(injection, manifest, path)
-  return Prompt(injection, manifest, source=path)
 
 
 def _check_own(injection: Injection, manifest: Manifest, what: str) -> None:
@@ -320,12 +374,18 @@ def _check_own(injection: Injection, manifest: Manifest, what: str) -> None:
     raise ValueError(f'{what} is empty: there is no prompt in it.')
   check_numbers(arrays, what)
   rows = injection.virtual_embeddings
-  count = manifest.num_virtual_tokens + injection.num_decoder_virtual_tokens
+  in_decoder = injection.num_decoder_virtual_tokens
+  if in_decoder < 0 or (in_decoder and rows is None):
+    raise ValueError(
+        f'{what} says that {in_decoder} virtual tokens stand in the decoder, but has no rows '
+        'for them.'
+    )
+  count = manifest.num_virtual_tokens + in_decoder
   if rows is not None and rows.shape[:-1] != (count,):
     raise ValueError(
         f'{what}: virtual_embeddings has shape {list(rows.shape)}, but the manifest says '
         f'num_virtual_tokens={manifest.num_virtual_tokens} (and '
-        f'{injection.num_decoder_virtual_tokens} in the decoder). A file holds one prompt, '
+        f'{in_decoder} in the decoder). A file holds one prompt, '
         'as [virtual tokens, d_model].'
     )
   if manifest.backbone_spec is not None:

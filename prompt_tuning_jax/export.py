@@ -15,11 +15,11 @@ from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.prompt_files import export_prompt, load_prompt
 from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import (
-  DamagedError,
-  Saved,
-  StateSaver,
-  nothing_saved,
-  run_and_step,
+    DamagedError,
+    Saved,
+    StateSaver,
+    nothing_saved,
+    run_and_step,
 )
 from prompt_tuning_jax.typing import Injection, PyTree
 

@@ -149,6 +149,11 @@ def keys_values_of(words: str, backbone: Backbone) -> Initializer:
       for a backbone of other sizes.
   """
 
+  if not isinstance(words, str):
+    raise ValueError(
+        f'keys_values_of.words is {words!r}; a text was expected. Set PROMPT_TEXT to some words.'
+    )
+
   @functools.cache
   def computed(length: int) -> Injection:
     tokens = _encode(words, backbone)
@@ -157,7 +162,10 @@ def keys_values_of(words: str, backbone: Backbone) -> Initializer:
           f'The text {words!r}, from whose keys and values the prefix is to start, has no '
           'tokens in this vocabulary. Set PROMPT_TEXT to some words.'
       )
-    return backbone.module.keys_and_values(backbone.params, np.resize(tokens, length))
+    # Whoever traces the initialiser gets numbers, not tracers of a program that ends.
+    with jax.ensure_compile_time_eval():
+      found = backbone.module.keys_and_values(backbone.params, np.resize(tokens, length))
+    return jax.tree.map(np.asarray, found)
 
   def init(key, shape, dtype=jnp.float32, *, site):
     del key  # Nothing is random here.
@@ -202,10 +210,12 @@ def from_file(path: str | os.PathLike[str]) -> Initializer:
   """
   from prompt_tuning_jax.prompt_files import load_prompt  # It depends on checkpoints/.
 
-  prompt_PD = load_prompt(path).injection.virtual_embeddings
-  if prompt_PD is None:
-    raise ValueError(f'{path} holds no soft prompt (virtual_embeddings) to start from.')
-  return from_array(prompt_PD, str(path))
+  injection = load_prompt(path).injection
+  if injection.virtual_embeddings is None or not injection.num_virtual_tokens:
+    raise ValueError(
+        f'{path} holds no soft prompt of the encoder to start from; it is {injection}.'
+    )
+  return from_array(injection.virtual_embeddings[: injection.num_virtual_tokens], str(path))
 
 
 def _table(backbone: Backbone, shape: Sequence[int]) -> Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.step import TrainState, make_train_step
@@ -48,13 +49,10 @@ def count_flops(
     input_length: tokens of an input; virtual tokens come on top.
     target_length: tokens of a target.
   """
-  params = jax.eval_shape(
-      lambda key: {
-          'prompt': method.init(key, module.spec)['params'],
-          'backbone': module.init_params(key),
-      },
-      jax.random.key(0),
-  )
+  params = {
+      'prompt': method_lib.shapes(method, module.spec)[0],
+      'backbone': jax.eval_shape(module.init_params, jax.random.key(0)),
+  }
   trainable, frozen = trainable_lib.split(params, {'prompt': tx})
   state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
 

@@ -107,6 +107,12 @@ class Injection:
 
   def check(self, spec: BackboneSpec) -> None:
     """Raises ValueError unless every array fits the backbone described by `spec`."""
+    rows = 0 if self.virtual_embeddings is None else len(self.virtual_embeddings)
+    if not 0 <= self.num_decoder_virtual_tokens <= rows:
+      raise ValueError(
+          f'Injection.num_decoder_virtual_tokens is {self.num_decoder_virtual_tokens}, but '
+          f'virtual_embeddings has {rows} rows, of which those would be the last.'
+      )
     if self.virtual_embeddings is not None:
       shape = self.virtual_embeddings.shape
       if len(shape) != 2 or shape[1] != spec.d_model:
@@ -114,12 +120,6 @@ class Injection:
             f'Injection.virtual_embeddings has shape {shape}; this backbone needs '
             f'[prompt length, d_model={spec.d_model}]. Train or load a prompt made '
             'for this backbone; a prompt is never broadcast to another width.'
-        )
-      count = self.num_decoder_virtual_tokens
-      if not 0 <= count <= shape[0]:
-        raise ValueError(
-            f'Injection.num_decoder_virtual_tokens is {count}, but there are {shape[0]} '
-            'virtual tokens.'
         )
       if shape[0] == 0:
         raise ValueError(

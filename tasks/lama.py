@@ -11,8 +11,9 @@ or, as P-tuning's data folder LAMA/ has it, single_relations/P36.jsonl and
 fact-retrieval/original/P36/{train,dev,test}.jsonl. All of it may be gzipped.
 
 Inputs are the relation's template as T5 fills gaps, `The capital of France is <extra_id_0> .`,
-and targets the object's text alone. `sub` and `obj` stay with the example, so that a template
-of virtual tokens can place the subject: `Template((3, 'sub', 3, 'text: <extra_id_0>', 3))`.
+and targets the object's text alone. An example also has the fields of the paper's templates,
+`sub`, the subject, and `obj`, which is the gap: `(3, 'sub', 3, 'obj', 3, 'text: </s>')`, or
+`'{3} {sub} {3} {obj} {3}</s>'`. The object itself is `obj_label`.
 
 The answer is chosen among the objects that the relation has in any of the three splits, and
 `hit_at_1` is the share of right choices. Published numbers choose among all words of a
@@ -43,6 +44,8 @@ RELATIONS = (
 )  # fmt: skip
 
 _FOLDER = 'lama_trex'
+# What T5 fills.
+_GAP = '<extra_id_0>'
 # Split → its name in the files.
 _FILES = {'train': 'train', 'validation': 'dev', 'test': 'test'}
 
@@ -73,7 +76,7 @@ class Facts:
     return [[os.path.join(_FOLDER, name) for name in group] for group in names]
 
   def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
-    """Reads the columns `inputs`, `targets`, `sub`, `obj` and `idx`.
+    """Reads the columns `inputs`, `targets`, `sub`, `obj`, `obj_label` and `idx`.
 
     Raises:
       ValueError: if a line is not what is expected, or the relation is missing; the file is
@@ -91,7 +94,8 @@ class Facts:
         'inputs': [template.replace('[X]', subject) for subject, _ in facts],
         'targets': [obj for _, obj in facts],
         'sub': [subject for subject, _ in facts],
-        'obj': [obj for _, obj in facts],
+        'obj': [_GAP] * len(facts),
+        'obj_label': [obj for _, obj in facts],
         'idx': list(range(len(facts))),
     }
 
@@ -118,7 +122,7 @@ class Facts:
     template = _text(row, 'template')
     if template.count('[X]') != 1 or template.count('[Y]') != 1:
       raise ValueError(f'the template is {template!r}')
-    return template.replace('[Y]', '<extra_id_0>')
+    return template.replace('[Y]', _GAP)
 
   def _facts(self, path: str) -> Iterator[tuple[str, str]]:
     """(subject, object) of every fact of the relation in a file."""

@@ -142,7 +142,7 @@ def parse_jsonl(
         if not isinstance(row, dict):
           raise ValueError(f'{row!r:.40} is no object')
         yield parse(row, number)
-  except (ValueError, TypeError, KeyError, *_DAMAGED) as error:
+  except (ValueError, TypeError, KeyError, RecursionError, *_DAMAGED) as error:
     reason = f'no field {error}' if isinstance(error, KeyError) else error
     raise ValueError(
         f'{path}, line {number}: {reason}. Expected one JSON object a line with {expected}.'
@@ -215,6 +215,10 @@ class LocalFiles(seqio.DataSource):
   def local_names(self, split: str) -> list[str]:
     """Names below $PTJ_LOCAL_DATA that a split's files may have, there or not."""
     return [full for names in self._names(split) for full in _with_gz(names)]
+
+  def alternatives(self, split: str) -> list[list[str]]:
+    """For each file of a split the names that it may have, as they are looked for."""
+    return [_with_gz(names) for names in self._names(split)]
 
   def local_files(self, split: str) -> dict[str, str] | None:
     """Name → path of the files that make a split, in order; None unless all are there."""

@@ -1,11 +1,13 @@
 """The prompt artifact: bits kept, damage noticed, the wrong prompt refused."""
 
 import dataclasses
+import json
 import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from prompt_tuning_jax import artifact
@@ -285,7 +287,7 @@ def test_a_prefix_for_another_depth_is_refused_without_a_manifest(vocabulary):
         (Injection(virtual_embeddings=np.ones((5, 8), np.float32)), 'd_model=16'),
         (Injection(virtual_embeddings=np.ones((7, 16), np.float32)), 'num_virtual_tokens=5'),
         (Injection(virtual_embeddings=np.ones((5,), np.float32)), r'shape \[5\]'),
-        (Injection(encoder_kv=(np.ones(3, np.float32),) * 2), r'encoder_kv has shape \(3,\)'),
+        (Injection(encoder_kv=(np.ones(3, np.float32),) * 2), r'encoder_kv has keys \[3\]'),
         (
             Injection(decoder_kv=(np.ones((2, 4, 2, 8), np.float32),) * 2),
             r'decoder_kv has shape \(2, 4, 2, 8\)',
@@ -317,6 +319,55 @@ def test_settings_of_the_arrays_come_back_and_unknown_ones_are_refused(tmp_path,
     prompt.save(tmp_path / 'p')
   with pytest.raises(ValueError, match='has settings of its arrays that are not known'):
     load_artifact(tmp_path / 'p')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda arrays, described: arrays.pop('encoder_kv/keys'), 'encoder_kv/keys is missing'),
+        (lambda arrays, described: arrays.pop('cross_kv/values'), 'cross_kv/values is missing'),
+        (lambda arrays, described: arrays.update(more=arrays['cross_kv/keys']), 'more is missing'),
+        (
+            lambda arrays, described: arrays.update({'cross_kv/keys': np.ones((3, 2, 3, 4), 'f')}),
+            'cross_kv has keys',
+        ),
+        (
+            lambda arrays, described: described['injection'].update(positions='x'),
+            "positions are 'before' or 'none'",
+        ),
+        (
+            lambda arrays, described: described['injection'].update(
+                num_decoder_virtual_tokens='2'
+            ),
+            'is a whole number',
+        ),
+        (
+            lambda arrays, described: described['injection'].update(
+                num_decoder_virtual_tokens=2
+            ),
+            'has no rows for them',
+        ),
+        (lambda arrays, described: described.update(num_virtual_tokens='3'), 'num_virtual_tokens'),
+        (lambda arrays, described: described.update(feature_lengths=[1]), 'feature_lengths'),
+        (lambda arrays, described: described.update(step='x'), 'has step .x. in its manifest'),
+        (lambda arrays, described: described.update(method=None), 'has method None'),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused_although_the_sum_is_right(
+    change, message, tmp_path
+):
+  path = tmp_path / 'p.safetensors'
+  save_prompt(path, INJECTIONS['prefix'])
+  with safetensors.safe_open(path, framework='numpy') as file:
+    arrays = {name: file.get_tensor(name) for name in file.keys()}
+    described = json.loads(file.metadata()['manifest'])
+  change(arrays, described)
+  del described['sha256']
+  described['sha256'] = artifact._sha256(described, arrays)
+  content = {'manifest': json.dumps(described, sort_keys=True, ensure_ascii=False)}
+  safetensors.numpy.save_file(arrays, path, metadata=content)
+  with pytest.raises(ValueError, match=f'{path}.*{message}'):
+    load_artifact(path)
 
 
 def test_printing_a_prompt_says_what_matters(path):

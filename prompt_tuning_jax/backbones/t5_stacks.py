@@ -63,7 +63,7 @@ def _scanned(layer_class: type[nn.Module], length: int, remat: str, unroll: bool
         layer_class,
         policy=REMAT_POLICIES[remat],
         prevent_cse=unroll,
-        static_argnums=(9,) if layer_class is EncoderLayer else (9,),
+        static_argnums=(9,),  # enable_dropout, of both kinds of layers
     )
   shared = dict(
       variable_axes={'params': 0, 'keys_values': 0},

@@ -200,6 +200,7 @@ def _part(weights: Weights, name: str, transposed: bool, box: Box) -> np.ndarray
   """A box of an array, or of its transpose."""
   if not transposed:
     return weights.part(name, box)
+  assert box is ... or len(box) == len(weights.specs[name].shape), box
   return weights.part(name, box if box is ... else box[::-1]).T
 
 

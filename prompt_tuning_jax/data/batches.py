@@ -417,7 +417,20 @@ def _tokenized_field(task: TokenizedTask, name: str) -> list[list[int]]:
   if name not in first:
     known = dict.fromkeys([*task.features, *first])
     raise ValueError(unknown_field(name, f'{task.name}, split {task.split!r},', known))
-  texts = [str(task.example(index)[name]) for index in range(len(task))]
+  texts = [task.example(index)[name] for index in range(len(task))]
+  for index, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise ValueError(
+          f'The template (PLACEMENT) names the field {name!r}, which is no text: in example '
+          f'{index} of {task.name}, split {task.split!r}, it is {text!r}.'
+      )
+  answers = [task.example(index).get('targets_pretokenized') for index in range(len(task))]
+  if all(text == answer for text, answer in zip(texts, answers)):
+    raise ValueError(
+        f'The template (PLACEMENT) names the field {name!r}, which in {task.name}, split '
+        f'{task.split!r}, is the answer: the model would read what it is to say. Put '
+        "<extra_id_0> where the answer belongs ('text: <extra_id_0>' in a sequence)."
+    )
   return task.vocabulary.encode_many(texts)
 
 

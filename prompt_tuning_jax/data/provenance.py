@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import prompt_tuning_jax
@@ -28,7 +28,10 @@ def library_version() -> str:
 
 
 def describe_files(
-    paths: Iterable[str], *, local_names: Iterable[str] = ()
+    paths: Iterable[str],
+    *,
+    local_names: Iterable[str] = (),
+    alternatives: Iterable[Sequence[str]] = (),
 ) -> dict[str, Any]:
   """Describes source files for a manifest.
 
@@ -36,20 +39,24 @@ def describe_files(
     paths: the files.
     local_names: their names below $PTJ_LOCAL_DATA where they were found through it;
       they are looked for there when the description is checked.
+    alternatives: all names that each of them may have there, in the order in which they
+      are looked for.
 
   Raises:
     FileNotFoundError: if a file does not exist.
   """
   paths = [os.path.abspath(path) for path in paths]
   local_names = list(local_names) or [None] * len(paths)
+  alternatives = list(alternatives) or [[name] for name in local_names]
   files = []
-  for path, local_name in zip(paths, local_names, strict=True):
+  for path, local_name, names in zip(paths, local_names, alternatives, strict=True):
     if not os.path.isfile(path):
       raise FileNotFoundError(f'No file {path}.')
     status = os.stat(path)
     files.append({
         'path': path,
         'local_name': local_name,
+        'alternatives': list(names),
         'size': status.st_size,
         'mtime_ns': status.st_mtime_ns,
         'sha256': _file_sha256(path),
@@ -75,7 +82,15 @@ def source_change(source: dict[str, Any]) -> str | None:
   for file in source['files']:
     path = file['path']
     if local_data and file['local_name']:
-      path = os.path.join(local_data, file['local_name'])
+      for name in file.get('alternatives', [file['local_name']]):
+        path = os.path.join(local_data, name)
+        if os.path.isfile(path):
+          break
+      if os.path.isfile(path) and name != file['local_name']:
+        return (
+            f'it was made from {file["local_name"]}, but {LOCAL_DATA_VARIABLE}={local_data} '
+            f'has {name} now'
+        )
     if not os.path.isfile(path):
       continue
     status = os.stat(path)

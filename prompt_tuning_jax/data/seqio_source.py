@@ -230,7 +230,9 @@ def _describe_source(seqio: Any, source: Any, split: str) -> dict[str, Any]:
   if hasattr(source, 'local_files'):
     files = source.local_files(split)
     if files:
-      return provenance.describe_files(files.values(), local_names=files)
+      return provenance.describe_files(
+          files.values(), local_names=files, alternatives=source.alternatives(split)
+      )
     return provenance.describe_tfds(source.tfds_name, source.local_names(split))
   if isinstance(source, seqio.TfdsDataSource):
     return provenance.describe_tfds(source.tfds_dataset.name)

@@ -191,6 +191,18 @@ class Template(Placement):
     return dataclasses.replace(self, vocabulary=vocabulary or self.vocabulary)
 
   def check(self, num_virtual_tokens: int, length: int | None = None) -> None:
+    if not num_virtual_tokens and self.num_slots:
+      raise ValueError(
+          f'Template {self.items!r} has places for {self.num_slots} virtual tokens, but there '
+          'are none to place: a prefix, or no prompt at all, has no virtual tokens. Leave '
+          'PLACEMENT unset, or use a method that has some (PROMPT).'
+      )
+    if not self.num_slots and num_virtual_tokens:
+      raise ValueError(
+          f'Template {self.items!r} has no place for the {num_virtual_tokens} virtual tokens '
+          f"of the prompt. Put a number in it where they belong: '{{{num_virtual_tokens}}}' in "
+          f'a text, {num_virtual_tokens} in a sequence.'
+      )
     if num_virtual_tokens != self.num_slots:
       raise ValueError(
           f'Template {self.items!r} has places for {self.num_slots} virtual tokens, but '
@@ -271,12 +283,12 @@ def as_placement(
   if isinstance(placement, Placement):
     return placement
   if isinstance(placement, Mapping) and set(placement) == {'template'}:
-    return Template(tuple(placement['template']))
+    return as_placement(placement['template'])
   if isinstance(placement, (list, tuple)):
     return Template(tuple(placement))
   if isinstance(placement, str) and set('{}') & set(placement):
     return Template(placement)
-  if placement in _BY_NAME:
+  if isinstance(placement, str) and placement in _BY_NAME:
     return _BY_NAME[placement]
   nearest = difflib.get_close_matches(str(placement), _BY_NAME, n=1)
   hint = f' Did you mean {nearest[0]!r}?' if nearest else ''

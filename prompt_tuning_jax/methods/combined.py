@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning_jax.methods.method import Method
+from prompt_tuning_jax.methods.method import Method, check_method
+from prompt_tuning_jax.methods.p_tuning import PTuning
+from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.typing import KV_FIELDS, BackboneSpec, Injection, KeysValues
 
 
@@ -18,15 +20,16 @@ class InDecoder(Method):
     prompt: a method of virtual tokens, such as SoftPrompt.
   """
 
-  prompt: Method
+  prompt: Method | None = None
 
   def __post_init__(self) -> None:
-    # Flax also makes modules whose fields it is about to fill in.
-    if isinstance(self.prompt, Method) and not self.prompt.num_virtual_tokens:
+    check_method(self.prompt, 'InDecoder.prompt')
+    if not isinstance(self.prompt, (SoftPrompt, PTuning)):
       raise ValueError(
-          f'InDecoder.prompt is {type(self.prompt).__name__}, which has no virtual tokens '
-          'that could stand in the decoder. Give it a SoftPrompt or PTuning; for keys and '
-          "values in the decoder, set Prefix.sites = ('decoder',)."
+          f'InDecoder.prompt is {type(self.prompt).__name__}; what stands in the decoder is a '
+          'SoftPrompt or PTuning. Several of them are combined outside: '
+          'Combined([InDecoder(…), InDecoder(…)]). For keys and values in the decoder, set '
+          "Prefix.sites = ('decoder',)."
       )
     super().__post_init__()
 
@@ -55,14 +58,16 @@ class Combined(Method):
     methods: the methods, two or more.
   """
 
-  methods: Sequence[Method]
+  methods: Sequence[Method] = ()
 
   def __post_init__(self) -> None:
-    if len(self.methods) < 2:
+    if not isinstance(self.methods, (list, tuple)) or len(self.methods) < 2:
       raise ValueError(
-          f'Combined.methods has {len(self.methods)} methods; it combines two or more, such '
+          f'Combined.methods is {self.methods!r}; it is a list of two or more methods, such '
           'as [@SoftPrompt(), @Prefix()].'
       )
+    for number, method in enumerate(self.methods):
+      check_method(method, f'Combined.methods[{number}]')
     object.__setattr__(self, 'methods', tuple(self.methods))
     super().__post_init__()
 

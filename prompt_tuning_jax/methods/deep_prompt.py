@@ -10,8 +10,9 @@ class DeepPrompt(Prefix):
 
   The paper's models are encoders alone, in which a deep prompt is one in self-attention.
   In an encoder-decoder that is the self-attention of both stacks; cross-attention is left
-  as it is, unless `sites` names it. Attributes are those of `Prefix`; `hidden=512` is the
-  paper's variant with a network.
+  as it is, unless `sites` names it. The authors draw dropout for each row of a batch; here
+  all rows have the same (`Prefix.dropout_rate`). Attributes are those of `Prefix`;
+  `hidden=512` is the paper's variant with a network.
   """
 
   length: int = 20

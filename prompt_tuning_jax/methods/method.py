@@ -20,6 +20,16 @@ class Method(nn.Module):
   for it. It draws dropout only where it is applied with a key `dropout`.
   """
 
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name.endswith('_init') and value is not field.default and not callable(value):
+        raise ValueError(
+            f'{type(self).__name__}.{field.name} is {value!r}; an initialiser was expected, '
+            'such as initializers.uniform() in Python and @uniform() in gin.'
+        )
+    super().__post_init__()
+
   @property
   def num_virtual_tokens(self) -> int:
     """How many virtual tokens the data pipeline has to place in every input."""
@@ -88,9 +98,23 @@ def _without_initializers(method: Method) -> Method:
   return method.clone(**changes)
 
 
+def is_whole(value: Any) -> bool:
+  """Whether a setting is a whole number; True and False are none."""
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_method(value: Any, where: str) -> None:
+  """Raises ValueError unless `value`, the setting `where`, is a method."""
+  if not isinstance(value, Method):
+    raise ValueError(
+        f'{where} is {value!r}; a prompt method was expected: SoftPrompt(20) in Python, '
+        '@SoftPrompt() with its parentheses in gin.'
+    )
+
+
 def check_length(length: Any, where: str) -> None:
   """Raises ValueError unless `length` is a whole number of positions, at least 1."""
-  if not (isinstance(length, numbers.Integral) and length >= 1):
+  if not (is_whole(length) and length >= 1):
     raise ValueError(
         f'PROMPT_LENGTH is {length!r} ({where}); a prompt has a whole number of '
         'positions, at least 1. Set PROMPT_LENGTH = 20 for example; for the model without a '

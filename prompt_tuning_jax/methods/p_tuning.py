@@ -8,7 +8,6 @@ template (`data/virtual_tokens.py`).
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning_jax.methods.linear import Linear, uniform_within
-from prompt_tuning_jax.methods.method import VirtualTokens
+from prompt_tuning_jax.methods.method import VirtualTokens, is_whole
 from prompt_tuning_jax.typing import Array, BackboneSpec, Injection
 
 # A number of units where it is whole, else a multiple of the model's width.
@@ -57,7 +56,7 @@ class PTuning(VirtualTokens):
   embedding_init: Callable[..., Array] = nn.initializers.normal(1.0)
 
   def __post_init__(self) -> None:
-    if not _is_whole(self.lstm_layers) or self.lstm_layers < 0:
+    if not is_whole(self.lstm_layers) or self.lstm_layers < 0:
       raise ValueError(
           f'PTuning.lstm_layers is {self.lstm_layers!r}; it may be 2 as published, another '
           'whole number, or 0 for an MLP alone.'
@@ -103,7 +102,7 @@ def _lstm(width: int, name: str) -> nn.RNN:
 
 def _units(attribute: str, width: Width, d_model: int) -> int:
   """The number of units that a width means for a model."""
-  if _is_whole(width) and width >= 2:
+  if is_whole(width) and width >= 2:
     return int(width)
   if isinstance(width, float) and width > 0 and math.isfinite(width):
     units = width * d_model
@@ -118,7 +117,3 @@ def _units(attribute: str, width: Width, d_model: int) -> int:
       f'PTuning.{attribute}: {width!r} is no width. Set a whole number of units, at least 2, '
       'or a float, by which the width of the model is multiplied: 1.0 is d_model.'
   )
-
-
-def _is_whole(value: object) -> bool:
-  return isinstance(value, numbers.Integral) and not isinstance(value, bool)

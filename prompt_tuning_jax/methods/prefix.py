@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import numbers
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from prompt_tuning_jax.methods.linear import Linear
-from prompt_tuning_jax.methods.method import Method, check_length
+from prompt_tuning_jax.methods.method import Method, check_length, is_whole
 from prompt_tuning_jax.typing import (
     KV_FIELDS,
     POSITIONS,
@@ -37,12 +38,14 @@ class Prefix(Method):
       summarisation); None trains the keys and values themselves.
     positions: 'before' the text, with the relative bias of that distance, or 'none'
       (`typing.Injection`). The paper's models have no relative positions.
-    dropout_rate: of the keys and values while they train; 0 in the paper.
+    dropout_rate: of the keys and values while they train; 0 in the paper. All rows of a
+      batch (of a microbatch) have the same prefix and so the same dropped numbers.
     embedding_init: initialiser of the network's input [P, d_model]; N(0, 1) in the paper's
       code. Not used where `hidden` is None.
     keys_values_init: initialiser `(key, (2, L, P, N, H), dtype, site=…) → array` of the keys
       and values, such as `initializers.keys_values_of`. With a network, its last layer
-      starts so that it gives them. None: N(0, 1), or what the network gives.
+      starts so that it gives them; only nearly, where the prefix is longer than the hidden
+      layer is wide. None: N(0, 1), or what the network gives.
   """
 
   length: int = 10
@@ -56,30 +59,37 @@ class Prefix(Method):
   def __post_init__(self) -> None:
     name = type(self).__name__
     check_length(self.length, f'{name}.length')
-    sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
-    if not sites or len(set(sites)) < len(sites) or not set(sites) <= set(KV_FIELDS):
+    sites = (self.sites,) if isinstance(self.sites, str) else self.sites
+    named = isinstance(sites, (list, tuple)) and all(site in list(KV_FIELDS) for site in sites)
+    if not named or not sites or len(set(sites)) < len(sites):
       raise ValueError(
           f'{name}.sites is {self.sites!r}; it names one or more of '
           f'{", ".join(map(repr, KV_FIELDS))}, each once.'
       )
-    object.__setattr__(self, 'sites', sites)
+    object.__setattr__(self, 'sites', tuple(sites))
     if self.positions not in POSITIONS:
       raise ValueError(
           f'{name}.positions is {self.positions!r}; a prefix stands '
           f'{" or ".join(map(repr, POSITIONS))}.'
       )
     hidden = self.hidden
-    if hidden is not None and not (isinstance(hidden, numbers.Integral) and hidden >= 1):
+    if hidden is not None and not (is_whole(hidden) and hidden >= 1):
       raise ValueError(
           f'{name}.hidden is {hidden!r}; it is the width of a layer, at least 1, or None to '
           'train keys and values without a network.'
       )
-    if not 0 <= self.dropout_rate < 1:
+    rate = self.dropout_rate
+    if not (isinstance(rate, numbers.Real) and 0 <= rate < 1):
       raise ValueError(
-          f'{name}.dropout_rate is {self.dropout_rate!r}; it is a share, at least 0 and '
-          'below 1.'
+          f'{name}.dropout_rate is {rate!r}; it is a share, at least 0 and below 1.'
       )
     super().__post_init__()
+    if self.keys_values_init is not None and not _takes_site(self.keys_values_init):
+      raise ValueError(
+          f'{name}.keys_values_init is {self.keys_values_init!r}, an initialiser that does '
+          'not know of attention sites. Give it one that takes `site=`, such as '
+          'initializers.keys_values_of; embedding_init takes any.'
+      )
 
   @property
   def has_dropout(self) -> bool:
@@ -108,6 +118,11 @@ class Prefix(Method):
     dropout = nn.Dropout(self.dropout_rate, deterministic=not self.has_rng('dropout'))
     keys_values = dropout(keys_values)
     return keys_values[0], keys_values[1]
+
+
+def _takes_site(init: Callable[..., Array]) -> bool:
+  parameters = inspect.signature(init).parameters.values()
+  return any(p.name == 'site' or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 class _Network(nn.Module):

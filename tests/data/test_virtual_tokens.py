@@ -7,12 +7,12 @@ import pytest
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.data.batches import make_batch
 from prompt_tuning_jax.data.virtual_tokens import (
-  Suffix,
-  Template,
-  after_bos,
-  as_placement,
-  prefix,
-  suffix,
+    Suffix,
+    Template,
+    after_bos,
+    as_placement,
+    prefix,
+    suffix,
 )
 from prompt_tuning_jax.typing import Injection
 from tests.conftest import MINI_CONFIG, assert_close, mini_params

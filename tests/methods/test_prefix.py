@@ -219,3 +219,12 @@ def test_settings_of_a_prefix_are_checked_when_it_is_made(changes, message):
 
 def test_one_site_may_be_named_without_a_tuple():
   assert Prefix(sites='cross').sites == ('cross',)
+
+
+def test_words_for_a_prefix_outlive_a_traced_program(backbone_dir):
+  backbone = load_backbone(backbone_dir)
+  init = initializers.keys_values_of('the cat', backbone)
+  method = Prefix(3, hidden=None, keys_values_init=init)
+  traced = jax.jit(lambda key: method.init(key, backbone.spec))(jax.random.key(0))
+  eager = method.init(jax.random.key(0), backbone.spec)
+  jax.tree.map(lambda one, other: assert_close(one, other, 1e-6), traced, eager)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from prompt_tuning_jax.data.batches import EvalBatches
+from prompt_tuning_jax.data.batches import EvalBatches, TrainBatches
 from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.seqio_source import import_seqio
 from prompt_tuning_jax.data.virtual_tokens import Template
@@ -74,7 +74,8 @@ def test_a_fact_is_its_template_with_a_gap_for_the_object(folder, vocabulary):
   ]
   assert task[0]['targets'].tolist() == [*vocabulary.encode('Paris'), 1]
   example = task.example(1)
-  assert (example['sub'], example['obj'], example['idx']) == ('Peru', 'Lima', 1)
+  assert (example['sub'], example['obj'], example['idx']) == ('Peru', '<extra_id_0>', 1)
+  assert example['obj_label'] == 'Lima'
   # A subject is text, whatever it looks like; the object may come first.
   assert texts(load_task('lama_trex_P36', 'validation', vocabulary)) == [
       ('The capital of Wales [Y] is <extra_id_0> .', 'Cardiff')
@@ -82,6 +83,47 @@ def test_a_fact_is_its_template_with_a_gap_for_the_object(folder, vocabulary):
   assert texts(load_task('lama_trex_P1376', 'test', vocabulary)) == [
       ('<extra_id_0> is ruled from Rom .', 'Italy')
   ]
+
+
+def batch_of(task, template, length=9):
+  return TrainBatches(
+      task,
+      1,
+      feature_lengths={'inputs': 16, 'targets': 4},
+      vocab_size=5000,
+      num_virtual_tokens=length,
+      placement=template,
+  )
+
+
+def test_the_paper_s_template_holds_the_gap_and_not_the_answer(folder, vocabulary):
+  task = load_task('lama_trex_P36', 'train', vocabulary)
+  batches = batch_of(task, (3, 'sub', 3, 'obj', 3, 'text: </s>'))
+  rows = {tuple(batches[step].encoder_input_tokens[0]) for step in range(2)}
+  slots = [[5000 + first + i for i in range(3)] for first in (0, 3, 6)]
+  expected = {
+      (
+          *slots[0], *vocabulary.encode(subject), *slots[1], vocabulary.sentinel_ids[0],
+          *slots[2], 1,
+      )
+      for subject in ('France', 'Peru')
+  }
+  assert {tuple(token for token in row if token) for row in rows} == expected
+  message = "'obj_label', which in lama_trex_P36, split 'train', is the answer"
+  with pytest.raises(ValueError, match=message):
+    batch_of(task, '{3} {sub} {3} {obj_label} {3}')
+  with pytest.raises(ValueError, match="the field 'idx', which is no text: in example 0 .* 0"):
+    batch_of(task, '{3} {sub} {3} {idx} {3}')
+
+
+def test_a_file_under_another_of_its_names_is_another_source(folder, vocabulary):
+  assert load_task('lama_trex_P36', 'validation', vocabulary).example(0)['sub'].startswith('Wales')
+  # The plain file is looked for before the gzipped one.
+  write(folder / 'dev.slim.jsonl', [slim('P36', 'Egypt', 'Cairo')])
+  task = load_task('lama_trex_P36', 'validation', vocabulary)
+  assert (len(task), task.example(0)['sub']) == (1, 'Egypt')
+  (folder / 'dev.slim.jsonl').unlink()
+  assert load_task('lama_trex_P36', 'validation', vocabulary).example(0)['sub'].startswith('Wales')
 
 
 def test_the_choices_are_the_relations_objects_of_all_splits(folder, vocabulary):
@@ -214,7 +256,7 @@ def test_the_shared_files_are_read(
   assert task.label_classes == sorted(set(task.label_classes))
   for index in range(len(task)):
     example = task.example(index)
-    assert task.label_classes[task.target(index)] == example['obj']
+    assert task.label_classes[task.target(index)] == example['obj_label']
   if text is not None:
     assert texts(task)[0] == (text, obj)
 
