@@ -16,7 +16,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -27,15 +26,20 @@ from prompt_tuning_jax.checkpoints.source import (
     plain,
     written_whole,
 )
-from prompt_tuning_jax.typing import KV_FIELDS, POSITIONS, BackboneSpec, Injection
+from prompt_tuning_jax.injection_arrays import (
+    SETTINGS,
+    check_numbers,
+    injection_of,
+    named_arrays,
+    prompt_length,
+)
+from prompt_tuning_jax.typing import BackboneSpec, Injection
 
 if TYPE_CHECKING:
   from prompt_tuning_jax.backbones.backbone import Backbone
 
 FORMAT = 'prompt_tuning_jax.prompt'
 FORMAT_VERSION = 1
-# What an Injection says of its arrays; the manifest keeps it beside them.
-_SETTINGS = ('positions', 'num_decoder_virtual_tokens')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ class Prompt:
   @property
   def length(self) -> int:
     """Rows of the soft prompt, or positions of the prefix where there is none."""
-    return _length(self.injection)
+    return prompt_length(self.injection)
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes the artifact, or nothing: an existing file is replaced at the end.
@@ -107,10 +111,10 @@ class Prompt:
           f'An artifact is a safetensors file and cannot be called {path}: name it '
           '.safetensors.'
       )
-    arrays = _arrays(self.injection)
+    arrays = named_arrays(self.injection)
     _check_own(self.injection, self.manifest, 'The injection to save')
     described = {'format': FORMAT, **plain(dataclasses.asdict(self.manifest))}
-    described['injection'] = {name: getattr(self.injection, name) for name in _SETTINGS}
+    described['injection'] = {name: getattr(self.injection, name) for name in SETTINGS}
     described['sha256'] = _sha256(described, arrays)
     content = safetensors.numpy.save(arrays, metadata={'manifest': canonical_json(described)})
     with written_whole(path) as unfinished:
@@ -179,7 +183,7 @@ class Prompt:
 
   def __repr__(self) -> str:
     manifest = self.manifest
-    count = sum(array.size for array in _arrays(self.injection).values())
+    count = sum(array.size for array in named_arrays(self.injection).values())
     lines = [f'Prompt: {self.injection}, {count:,} numbers']
 
     def add(label: str, *parts: str) -> None:
@@ -295,7 +299,7 @@ def load_artifact(path: str | os.PathLike[str]) -> Prompt:
         f'({error!r}): it was not written by this library. Export the prompt again.'
     ) from error
   _check_types(manifest, path)
-  injection = _injection(arrays, settings, path)
+  injection = injection_of(arrays, settings, path)
   _check_own(injection, manifest, path)
   return Prompt(injection, manifest, source=path)
 
@@ -326,50 +330,9 @@ def _check_types(manifest: Manifest, path: str) -> None:
       )
 
 
-def _injection(
-    arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any], path: str
-) -> Injection:
-  """The arrays of a file and what it says of them, all of them or none."""
-  if not isinstance(settings, dict) or not set(settings) <= set(_SETTINGS):
-    raise ValueError(
-        f'{path} has settings of its arrays that are not known ({settings!r}): it was not '
-        'written by this version of the library. Install a newer one.'
-    )
-  count = settings.get('num_decoder_virtual_tokens', 0)
-  if settings.get('positions', 'before') not in POSITIONS or type(count) is not int:
-    raise ValueError(
-        f'{path} says of its arrays {settings!r}; positions are '
-        f'{" or ".join(map(repr, POSITIONS))}, and num_decoder_virtual_tokens is a whole '
-        'number. It was not written by this library: export the prompt again.'
-    )
-  pairs = [name for name in KV_FIELDS.values() if any(k.startswith(f'{name}/') for k in arrays)]
-  expected = {f'{name}/{part}' for name in pairs for part in ('keys', 'values')}
-  others = set(arrays) - {'virtual_embeddings', 'layer_embeddings'}
-  if others != expected:
-    raise ValueError(
-        f'{path} holds arrays that do not belong together: '
-        f'{", ".join(sorted(others ^ expected))} is missing or too much. Export the prompt '
-        'again.'
-    )
-  for name in pairs:
-    keys, values = arrays[f'{name}/keys'].shape, arrays[f'{name}/values'].shape
-    if keys != values or len(keys) != 4:
-      raise ValueError(
-          f'{path}: {name} has keys {list(keys)} and values {list(values)}; both are [layers, '
-          'prefix length, heads, d_kv]. Export the prompt again.'
-      )
-  return Injection(
-      virtual_embeddings=_pick(arrays, 'virtual_embeddings'),
-      layer_embeddings=_pick(arrays, 'layer_embeddings'),
-      **{name: tuple(_pick(arrays, f'{name}/{part}') for part in ('keys', 'values'))
-         for name in pairs},
-      **settings,
-  )
-
-
 def _check_own(injection: Injection, manifest: Manifest, what: str) -> None:
   """Refuses arrays that are none, no numbers, or not those that the manifest speaks of."""
-  arrays = _arrays(injection)
+  arrays = named_arrays(injection)
   if not arrays:
     raise ValueError(f'{what} is empty: there is no prompt in it.')
   check_numbers(arrays, what)
@@ -393,53 +356,6 @@ def _check_own(injection: Injection, manifest: Manifest, what: str) -> None:
       injection.check(manifest.backbone_spec)
     except ValueError as error:
       raise ValueError(f'{what} does not fit the backbone of its manifest: {error}') from error
-
-
-def check_numbers(arrays: Mapping[str, np.ndarray], what: str) -> None:
-  """Refuses what would answer with confidence and mean nothing."""
-  for name, array in arrays.items():
-    if array.size == 0:
-      raise ValueError(
-          f'{what} holds an empty prompt: {name} has shape {list(array.shape)}. A prompt '
-          'has at least one position (PROMPT_LENGTH); for the model without a prompt, '
-          'leave PROMPT_FILE unset.'
-      )
-    bad = array.size - np.count_nonzero(np.isfinite(array))
-    if bad:
-      raise ValueError(
-          f'{what} is no usable prompt: {bad:,} of the {array.size:,} numbers in {name} are '
-          'NaN, infinite or beyond float32. The training that made it probably diverged: '
-          'export an earlier state of that run (its checkpoint_<step> folders), or train '
-          'again with a lower LEARNING_RATE.'
-      )
-
-
-def _arrays(injection: Injection) -> dict[str, np.ndarray]:
-  """The arrays under their names in the file."""
-  arrays = {}
-  if injection.virtual_embeddings is not None:
-    arrays['virtual_embeddings'] = np.ascontiguousarray(injection.virtual_embeddings)
-  if injection.layer_embeddings is not None:
-    arrays['layer_embeddings'] = np.ascontiguousarray(injection.layer_embeddings)
-  for name in KV_FIELDS.values():
-    pair = getattr(injection, name)
-    if pair is not None:
-      for part, array in zip(('keys', 'values'), pair):
-        arrays[f'{name}/{part}'] = np.ascontiguousarray(array)
-  return arrays
-
-
-def _pick(arrays: Mapping[str, np.ndarray], name: str) -> Any:
-  return jnp.asarray(arrays[name]) if name in arrays else None
-
-
-def _length(injection: Injection) -> int:
-  if injection.virtual_embeddings is not None:
-    return injection.virtual_embeddings.shape[0]
-  if injection.layer_embeddings is not None:
-    return injection.layer_embeddings.shape[1]
-  pairs = (getattr(injection, name) for name in KV_FIELDS.values())
-  return max((pair[0].shape[1] for pair in pairs if pair is not None), default=0)
 
 
 def _sha256(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

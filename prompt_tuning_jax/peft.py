@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax.artifact import Manifest, Prompt, check_numbers
+from prompt_tuning_jax.artifact import Manifest, Prompt
 from prompt_tuning_jax.checkpoints.source import (
     Weights,
     directory_written_whole,
@@ -26,6 +26,7 @@ from prompt_tuning_jax.checkpoints.source import (
     write_safetensors,
 )
 from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
+from prompt_tuning_jax.injection_arrays import check_numbers
 from prompt_tuning_jax.typing import Injection
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from prompt_tuning_jax import peft
 from prompt_tuning_jax.artifact import (
     Manifest,
     Prompt,
-    check_numbers,
     load_artifact,
     save_prompt,
 )
 from prompt_tuning_jax.checkpoints import orbax, t5x
 from prompt_tuning_jax.checkpoints.source import damage_named, written_whole
 from prompt_tuning_jax.checkpoints.storage import is_remote
+from prompt_tuning_jax.injection_arrays import check_numbers
 from prompt_tuning_jax.typing import Injection
 
 if TYPE_CHECKING:

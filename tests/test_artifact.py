@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from prompt_tuning_jax import artifact
+from prompt_tuning_jax import artifact, injection_arrays
 from prompt_tuning_jax.artifact import Manifest, Prompt, load_artifact, save_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
@@ -192,7 +192,7 @@ def test_an_empty_or_misshapen_injection_is_not_saved(backbone, tmp_path):
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('name', INJECTIONS)
 def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(name, bad, tmp_path):
-  arrays = artifact._arrays(INJECTIONS[name])
+  arrays = injection_arrays.named_arrays(INJECTIONS[name])
   field = sorted(arrays)[-1]
   arrays[field] = arrays[field].copy()
   arrays[field].flat[:3] = bad
@@ -315,7 +315,7 @@ def test_settings_of_the_arrays_come_back_and_unknown_ones_are_refused(tmp_path,
   assert prompt.manifest.num_virtual_tokens == 3
   assert 'positions none, the last 2 rows in the decoder' in str(prompt)
   with monkeypatch.context() as later:
-    later.setattr(artifact, '_SETTINGS', (*artifact._SETTINGS, '__doc__'))
+    later.setattr(artifact, 'SETTINGS', (*artifact.SETTINGS, '__doc__'))
     prompt.save(tmp_path / 'p')
   with pytest.raises(ValueError, match='has settings of its arrays that are not known'):
     load_artifact(tmp_path / 'p')
