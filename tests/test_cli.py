@@ -268,7 +268,7 @@ def test_a_dry_run_of_training_counts_without_loading_or_writing(
       '--dry_run',
   )
   assert status == 0, errors
-  assert '5 virtual tokens, 80 parameters' in printed
+  assert 'SoftPrompt, Injection(virtual_embeddings 5×16 float32), 80 parameters train' in printed
   assert 'BATCH_SIZE = 32' in printed
   assert not (tmp_path / 'run').exists()
 
