@@ -6,9 +6,15 @@ import pytest
 
 from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.vocabulary import Vocabulary
-from tests.tasks.recorded import assert_recorded_examples
+from tests.tasks import recorded
+from tests.tasks.super_glue_samples import TASKS
 
-FOLDERS = {'cb': 'CB', 'rte': 'RTE'}
+UNSCORED = {'super_glue_wsc_v102_simple_train', 'dpr_v001_simple'}
+DIAGNOSTICS = {
+    'super_glue_axb_v102': ['matthews_corrcoef'], 'super_glue_axg_v102': ['accuracy']
+}
+# Names under which scores were recorded, with what stands around the name of the task.
+SCORED_AS = ['{}_examples', 'taskless_{}_examples', 'taskless_{}']
 
 
 @pytest.fixture(autouse=True)
@@ -16,62 +22,53 @@ def own_cache(tmp_path, monkeypatch):
   monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def t5_vocabulary(shared_data):
   return Vocabulary(shared_data / 't5' / 'spiece.model')
 
 
-@pytest.mark.parametrize('task', FOLDERS)
-def test_text_and_ids_equal_the_recorded_ones(
-    golden, t5_vocabulary, tmp_path, monkeypatch, task
+@pytest.mark.parametrize('task', TASKS)
+def test_text_and_ids_equal_the_recorded_ones(golden, t5_vocabulary, task):
+  word, split = TASKS[task]
+  recorded.assert_recorded_text(golden, t5_vocabulary, task, split, word)
+
+
+@pytest.mark.parametrize('form', SCORED_AS)
+@pytest.mark.parametrize('task', sorted(TASKS.keys() - UNSCORED))
+def test_predictions_score_as_the_recorded_ones(golden, t5_vocabulary, task, form):
+  name, (_, split) = form.format(task), TASKS[task]
+  is_diagnostic = split == 'test'
+  cases = recorded.records(golden, 'metrics.jsonl', name)
+  assert len(cases) == (0 if is_diagnostic and form == 'taskless_{}' else 5)
+  of_form = name.removesuffix('_examples')
+  loaded = recorded.recorded_task(golden, t5_vocabulary, of_form, split)
+  for case in cases:
+    found = recorded.assert_recorded_scores(case, loaded)
+    # T5 does not score the diagnostics.
+    names = DIAGNOSTICS[task] if is_diagnostic else case['metrics']
+    assert list(found) == list(names) and bool(case['metrics']) != is_diagnostic
+
+
+@pytest.mark.parametrize('which', ['training', 'test'])
+def test_record_scores_as_the_variants_that_were_recorded_beside_it(
+    golden, t5_vocabulary, which
 ):
-  assert_recorded_examples(
-      golden, t5_vocabulary, tmp_path, monkeypatch,
-      f'super_glue_{task}_v102', f'superglue/{FOLDERS[task]}/val.jsonl', task,
-  )  # fmt: skip
+  name = 'super_glue_record_v102'
+  task = recorded.recorded_task(golden, t5_vocabulary, name, 'validation')
+  cases = recorded.records(golden, 'metrics.jsonl', f'pr:{name}_{which}')
+  assert len(cases) == 5
+  for case in cases:
+    recorded.assert_recorded_scores(case, task)
 
 
-@pytest.mark.parametrize(
-    ('task', 'split', 'size', 'first_target'),
-    [('cb', 'train', 250, 0), ('cb', 'validation', 56, 1), ('rte', 'validation', 277, 1)],
-)
-def test_the_official_files_are_read(
-    shared_data, t5_vocabulary, monkeypatch, task, split, size, first_target
-):
-  monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
-  loaded = load_task(f'taskless_super_glue_{task}_v102', split, t5_vocabulary)
-  assert len(loaded) == size
-  assert loaded.target(0) == first_target
-  file = {'train': 'train', 'validation': 'val'}[split]
-  with open(shared_data / 'superglue' / FOLDERS[task] / f'{file}.jsonl') as lines:
-    rows = [json.loads(line) for line in lines]
-  for index, row in enumerate(rows):
-    example = loaded.example(index)
-    text = f'hypothesis: {row["hypothesis"]} premise: {row["premise"]}'
-    assert example['inputs_pretokenized'] == text
-    assert loaded.label_classes[loaded.target(index)] == row['label']
-    assert example['idx'] == row['idx']
-
-
-def test_cb_is_scored_by_accuracy_and_the_mean_f1_of_its_classes(
-    golden, t5_vocabulary, shared_data, monkeypatch
-):
-  monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
-  task = load_task('super_glue_cb_v102', 'validation', t5_vocabulary)
-  checked = 0
-  with open(golden / 'tasks' / 'metrics.jsonl') as file:
-    for line in file:
-      recorded = json.loads(line)
-      if recorded['task'] != 'taskless_super_glue_cb_v102':
-        continue
-      predictions = [task.postprocess_fn(text) for text in recorded['predictions']]
-      assert predictions == recorded['predictions_post']
-      scores = {}
-      for metric in task.metric_fns:
-        scores |= metric(recorded['targets_post'], predictions)
-      assert scores == pytest.approx(recorded['metrics'], abs=1e-9)
-      checked += 1
-  assert checked >= 5
+def test_no_recorded_task_of_super_glue_is_left_out(golden):
+  for file in ('task_text.jsonl', 'metrics.jsonl'):
+    lines = (golden / 'tasks' / file).read_text().splitlines()
+    names = {json.loads(line)['task'] for line in lines}
+    names = {name for name in names if 'super_glue' in name or 'dpr' in name}
+    ours = {form.format(task) for task in TASKS for form in SCORED_AS}
+    # What was recorded with `pr:` is ReCoRD cast as two other tasks.
+    assert {name for name in names - ours if not name.startswith('pr:')} == set()
 
 
 def test_bad_lines_of_an_official_file_are_named(t5_vocabulary, tmp_path, monkeypatch):
