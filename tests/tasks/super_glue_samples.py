@@ -1,5 +1,7 @@
 """The tasks of SuperGLUE, and lines of their official files with what is to become of them."""
 
+import json
+
 # Task → its word in front, and the split that was recorded.
 TASKS = {
     'super_glue_boolq_v102': ('boolq', 'validation'),
@@ -161,3 +163,10 @@ OFFICIAL = {
         ],
     ),
 }  # fmt: skip
+
+
+def write_official(folder, file, lines):
+  path = folder / 'superglue' / file
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  return path

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from prompt_tuning_jax.data.cache import load_task
-from prompt_tuning_jax.data.seqio_source import import_seqio
+from prompt_tuning_jax.data.cache import load_task, load_task_or_mixture
+from prompt_tuning_jax.data.seqio_source import import_seqio, mixture_members
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from tests.saved_backbone import VOCABULARY
 from tests.tasks import recorded
@@ -191,6 +191,31 @@ def test_cola_reads_its_test_file_by_the_header_that_its_other_files_lack(
       'idx': 0, 'inputs_pretokenized': 'sentence: He left.', 'targets_pretokenized': '<unk>'
   }  # fmt: skip
   assert not task.has_labels
+
+
+@pytest.mark.parametrize('prefix', ['', 'taskless_'])
+def test_mixtures_have_the_tasks_and_rates_of_t5(prefix, tmp_path, monkeypatch, vocabulary):
+  mnli = mixture_members(f'{prefix}glue_mnli_and_dev_v200', 'prompt_tuning_jax.tasks')
+  assert dict(mnli['members']) == {
+      f'{prefix}glue_{task}_v200': 1 for task in ('mnli', 'mnli_matched', 'mnli_mismatched')
+  }
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
+  file, header, lines, _ = FILES['mnli_matched']
+  for part in ('matched', 'mismatched'):
+    write(tmp_path, f'MNLI/dev_{part}', header + lines)
+  dev = load_task_or_mixture(f'{prefix}glue_mnli_and_dev_v200', 'validation', vocabulary)
+  assert [task.name for task, _ in dev] == [
+      f'{prefix}glue_mnli_matched_v200', f'{prefix}glue_mnli_mismatched_v200'
+  ]
+  both = mixture_members(f'{prefix}glue_v200_proportional', 'prompt_tuning_jax.tasks')
+  assert dict(both['members']) == {
+      f'{prefix}glue_{task}_v200': rate
+      for task, rate in {
+          'cola': 8551, 'sst2': 67349, 'mrpc': 3668, 'qqp': 363849, 'stsb': 5749,
+          'mnli': 392702, 'qnli': 104743, 'rte': 2490, 'mnli_matched': 0,
+          'mnli_mismatched': 0, 'ax': 0,
+      }.items()
+  }  # fmt: skip
 
 
 def test_the_validation_file_of_sst2_is_read(shared_data, vocabulary, monkeypatch):

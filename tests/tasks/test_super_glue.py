@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from prompt_tuning_jax.data.cache import load_task
+from prompt_tuning_jax.data.cache import load_task, load_task_or_mixture
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from tests.saved_backbone import VOCABULARY
 from tests.tasks import recorded
-from tests.tasks.super_glue_samples import TASKS
+from tests.tasks.super_glue_samples import OFFICIAL, TASKS, write_official
 
 UNSCORED = {'super_glue_wsc_v102_simple_train', 'dpr_v001_simple'}
 DIAGNOSTICS = {
@@ -186,3 +187,62 @@ def test_a_prepared_tfds_folder_gives_the_same_examples(
   for index, expected in enumerate(recorded['outputs']):
     assert task[index]['inputs'].tolist() == expected['inputs']
     assert task[index]['targets'].tolist() == expected['targets']
+
+
+def samples_on_disk(folder, monkeypatch):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(folder))
+  for (task, file), (lines, _) in OFFICIAL.items():
+    write_official(folder, file, lines)
+    if TASKS[task][1] == 'validation' and not file.startswith('WSC'):
+      write_official(folder, file.replace('val', 'train'), lines)
+  (folder / 'dpr').mkdir()
+  (folder / 'dpr' / 'train.c.txt').write_text('He sat, for he fell.\nhe\nHe, Bob\nHe\n')
+
+
+@pytest.mark.parametrize('prefix', ['', 'taskless_'])
+def test_wsc_trains_on_true_referents_and_is_evaluated_on_all(
+    tmp_path, monkeypatch, prefix
+):
+  samples_on_disk(tmp_path, monkeypatch)
+  vocabulary, name = Vocabulary(VOCABULARY), f'{prefix}super_glue_wsc_and_dev_v102_simple'
+  ((train, _),) = load_task_or_mixture(name, 'train', vocabulary)
+  ((dev, _),) = load_task_or_mixture(name, 'validation', vocabulary)
+  assert train.name == f'{prefix}super_glue_wsc_v102_simple_train' and len(train) == 2
+  assert dev.name == f'{prefix}super_glue_wsc_v102_simple_eval' and len(dev) == 3
+  with pytest.raises(ValueError, match="no split 'validation'.* Its splits: train"):
+    load_task(train.name, 'validation', vocabulary)
+
+
+@pytest.mark.parametrize('prefix', ['', 'taskless_'])
+def test_the_mixture_of_all_tasks_has_the_rates_of_t5(tmp_path, monkeypatch, prefix):
+  samples_on_disk(tmp_path, monkeypatch)
+  vocabulary, name = Vocabulary(VOCABULARY), f'{prefix}super_glue_v102_proportional'
+  rates = {
+      task.name: rate for task, rate in load_task_or_mixture(name, 'train', vocabulary)
+  }
+  assert rates == {
+      f'{prefix}dpr_v001_simple': 1322,
+      f'{prefix}super_glue_wsc_v102_simple_train': 259,
+      f'{prefix}super_glue_boolq_v102': 9427,
+      f'{prefix}super_glue_cb_v102': 250,
+      f'{prefix}super_glue_copa_v102': 400,
+      f'{prefix}super_glue_multirc_v102': 27243,
+      f'{prefix}super_glue_record_v102': 138854,
+      f'{prefix}super_glue_rte_v102': 2490,
+      f'{prefix}super_glue_wic_v102': 5428,
+  }
+  dev = {task.name for task, _ in load_task_or_mixture(name, 'validation', vocabulary)}
+  assert dev == {
+      f'{prefix}super_glue_{task}'
+      for task in (
+          'boolq_v102', 'cb_v102', 'copa_v102', 'multirc_v102', 'record_v102', 'rte_v102',
+          'wic_v102', 'wsc_v102_simple_eval',
+      )
+  }  # fmt: skip
+
+
+def test_a_task_whose_file_is_missing_is_not_left_out_of_a_mixture(tmp_path, monkeypatch):
+  samples_on_disk(tmp_path, monkeypatch)
+  (tmp_path / 'superglue' / 'CB' / 'train.jsonl').unlink()
+  with pytest.raises(ValueError, match="super_glue_cb_v102 has no split 'train'.*validation"):
+    load_task_or_mixture('super_glue_v102_proportional', 'train', Vocabulary(VOCABULARY))

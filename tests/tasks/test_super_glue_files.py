@@ -1,6 +1,5 @@
 """The official files of SuperGLUE give the rows of TFDS and the text of T5, line by line."""
 
-import json
 
 import pytest
 
@@ -8,7 +7,7 @@ from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.seqio_source import import_seqio
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from tests.saved_backbone import VOCABULARY
-from tests.tasks.super_glue_samples import NEWS, OFFICIAL, PARTY, TASKS, TOLD, wsc
+from tests.tasks.super_glue_samples import NEWS, OFFICIAL, PARTY, TASKS, TOLD, write_official, wsc
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +21,6 @@ def vocabulary():
 
 
 CASES = [pytest.param(*key, *case, id=key[0]) for key, case in OFFICIAL.items()]
-
-
-def write_official(folder, file, lines):
-  path = folder / 'superglue' / file
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  return path
 
 
 @pytest.mark.parametrize(('task', 'file', 'lines', 'expected'), CASES)
