@@ -22,6 +22,7 @@ $PTJ_LOCAL_DATA, SST-2 also from `sst2/{train,validation,test}.jsonl`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,15 +61,19 @@ def _add(
     fields: Sequence[str],
     label_names: Sequence[str],
     *,
+    task: str | None = None,
     columns: Mapping[str, str] | None = None,
     label: str = 'label',
     reading: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> None:
-  """Registers a task; `columns`, `label` and `reading` say how its files are read."""
+  """Registers the data set `name`, as the task of that name or of another.
+
+  `columns`, `label` and `reading` say how its files are read.
+  """
   columns = columns or dict(zip(fields, fields))
   add_classification_tasks(
-      f'glue_{name}_v200',
+      f'glue_{task or name}_v200',
       source=LocalOrTfds(
           f'glue/{name}:2.0.0', GlueTsv(files, columns, label, label_names, **reading or {})
       ),
@@ -118,8 +123,22 @@ _PARAPHRASES = {
         files=_files('QQP'), fields=['question1', 'question2'], label='is_duplicate'
     ),
 }
-for _name, _settings in _PARAPHRASES.items():
-  _add(_name, label_names=_WORDS[_name], metric_fns=_PARAPHRASE, **_settings)
+for _name, _other in (('mrpc', 'qqp'), ('qqp', 'mrpc')):
+  _settings = _PARAPHRASES[_name] | {
+      'label_names': _WORDS[_name], 'metric_fns': _PARAPHRASE
+  }
+  _add(_name, **_settings)
+  _validation = {'validation': _settings['files']['validation']}
+  _in_other_words = functools.partial(
+      postprocessors.class_id_in_other_words,
+      label_classes=_WORDS[_other],
+      own_classes=_WORDS[_name],
+  )
+  _add(
+      _name,
+      task=f'{_name}_from_{_other}',
+      **_settings | {'files': _validation, 'postprocess_fn': _in_other_words},
+  )
 
 _add('qnli', _files('QNLI'), ['question', 'sentence'], _ENTAILMENT)
 _add('rte', _files('RTE'), ['sentence1', 'sentence2'], _ENTAILMENT)
@@ -184,3 +203,9 @@ for _prefix in ('glue', 'taskless_glue'):
       f'{_prefix}_v200_proportional',
       [(f'{_prefix}_{_name}_v200', rate) for _name, rate in _RATES.items()],
   )
+  for _name, _other in (('mrpc', 'qqp'), ('qqp', 'mrpc')):
+    seqio.MixtureRegistry.add(
+        f'{_prefix}_{_name}_from_{_other}_zeroshot_v200',
+        [f'{_prefix}_{_other}_v200', f'{_prefix}_{_name}_from_{_other}_v200'],
+        default_rate=1.0,
+    )

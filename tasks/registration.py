@@ -75,7 +75,8 @@ def add_classification_tasks(
     fields: fields of the input, in order; a mapping renames them (written name → field).
     label_names: texts of the classes, in the order of their numbers.
     metric_fns: `(targets, predictions) → {name: value}` over what `postprocess_fn` makes.
-    postprocess_fn: takes `label_classes`; from them rank classification chooses.
+    postprocess_fn: takes `label_classes`, from which rank classification chooses:
+      `label_names`, unless it is a partial that holds others.
     after_text: preprocessors of `inputs` and `targets`, which are texts.
   """
   if not isinstance(fields, Mapping):
@@ -88,7 +89,10 @@ def add_classification_tasks(
       source=source,
       task_word=task_word,
       to_text=[to_text, *after_text],
-      postprocess_fn=functools.partial(postprocess_fn, label_classes=list(label_names)),
+      postprocess_fn=functools.partial(
+          postprocess_fn,
+          **{'label_classes': list(label_names)} | getattr(postprocess_fn, 'keywords', {}),
+      ),
       metric_fns=metric_fns,
       caller=inspect.currentframe().f_back,
   )

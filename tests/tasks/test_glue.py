@@ -218,6 +218,45 @@ def test_mixtures_have_the_tasks_and_rates_of_t5(prefix, tmp_path, monkeypatch, 
   }  # fmt: skip
 
 
+@pytest.mark.filterwarnings('ignore:.*lines lack a field')
+@pytest.mark.parametrize(
+    ('task', 'other', 'words'),
+    [
+        ('mrpc', 'qqp', ['not_duplicate', 'duplicate']),
+        ('qqp', 'mrpc', ['not_equivalent', 'equivalent']),
+    ],
+)
+def test_a_prompt_answers_a_task_in_the_words_of_the_one_it_was_trained_on(
+    vocabulary, tmp_path, monkeypatch, task, other, words
+):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
+  for name in (task, other):
+    file, header, lines, _ = FILES[name]
+    for split in ('dev', 'train'):
+      write(tmp_path, file.replace('dev', split), header + lines)
+  mixture = f'taskless_glue_{task}_from_{other}_zeroshot_v200'
+  ((train, _),) = load_task_or_mixture(mixture, 'train', vocabulary)
+  assert train.name == f'taskless_glue_{other}_v200'
+  assert train.label_classes == words
+  both = {
+      loaded.name: loaded
+      for loaded, _ in load_task_or_mixture(mixture, 'validation', vocabulary)
+  }
+  dev = both.pop(f'taskless_glue_{task}_from_{other}_v200')
+  assert list(both) == [f'taskless_glue_{other}_v200']
+  own_words = [text for _, text in FILES[task][3]]
+  assert [dev.example(i)['targets_pretokenized'] for i in range(len(dev))] == own_words
+  targets = [dev.target(index) for index in range(len(dev))]
+  assert targets == [1, 0] and dev.label_classes == words
+  # Its own words are right too, as they are after the original's translation.
+  for texts, expected in [(words[::-1], [1, 0]), (own_words, [1, 0]), (['yes', ''], [-1, -1])]:
+    assert [dev.postprocess_fn(text, is_target=False) for text in texts] == expected
+  # The cache names the function, so that it is found again.
+  again = load_task(dev.name, 'validation', vocabulary)
+  assert again._live_functions is None
+  assert [again.postprocess_fn(text) for text in words] == [0, 1]
+
+
 def test_the_validation_file_of_sst2_is_read(shared_data, vocabulary, monkeypatch):
   monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
   task = load_task('taskless_glue_sst2_v200', 'validation', vocabulary)
