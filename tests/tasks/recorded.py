@@ -17,19 +17,23 @@ def records(golden: Path, file: str, task: str) -> list[dict]:
     return [record for record in map(json.loads, lines) if record['task'] == task]
 
 
+def signature(value):
+  """What TensorFlow is to expect of values like this one."""
+  import tensorflow as tf
+
+  if isinstance(value, dict):
+    return {key: signature(part) for key, part in value.items()}
+  if isinstance(value, list):
+    return tf.TensorSpec([None], tf.string)
+  dtype = {str: tf.string, int: tf.int64, float: tf.float32}[type(value)]
+  return tf.TensorSpec([], dtype)
+
+
 def tokenize_rows(vocabulary, name, rows, split):
   """Tokenises a task as if TFDS gave it these rows, which may have parts and lists."""
   seqio_source.import_seqio()
   import tensorflow as tf
   from prompt_tuning_jax.tasks import sources
-
-  def spec(value):
-    if isinstance(value, dict):
-      return {key: spec(part) for key, part in value.items()}
-    if isinstance(value, list):
-      return tf.TensorSpec([None], tf.string)
-    dtype = {str: tf.string, int: tf.int64, float: tf.float32}[type(value)]
-    return tf.TensorSpec([], dtype)
 
   class Rows:
     splits = (split,)
@@ -38,7 +42,7 @@ def tokenize_rows(vocabulary, name, rows, split):
       pass
 
     def get_dataset(self, split, shuffle, seed, shard_info):
-      return tf.data.Dataset.from_generator(lambda: rows, output_signature=spec(rows[0]))
+      return tf.data.Dataset.from_generator(lambda: rows, output_signature=signature(rows[0]))
 
   with pytest.MonkeyPatch.context() as patch:
     patch.delenv('PTJ_LOCAL_DATA', raising=False)

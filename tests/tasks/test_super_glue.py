@@ -5,6 +5,7 @@ import json
 import pytest
 
 from prompt_tuning_jax.data.cache import load_task, load_task_or_mixture
+from prompt_tuning_jax.data.seqio_source import import_seqio
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from tests.saved_backbone import VOCABULARY
 from tests.tasks import recorded
@@ -150,43 +151,63 @@ def test_without_files_and_network_the_error_says_what_to_set(
     )
 
 
-@pytest.mark.slow
-def test_a_prepared_tfds_folder_gives_the_same_examples(
-    golden, t5_vocabulary, tmp_path, monkeypatch
-):
-  from prompt_tuning_jax.data import seqio_source
+def tfds_features(tfds, row):
+  """The features of TFDS's own builder: every number has 32 bits but the label."""
+  import tensorflow as tf
 
-  seqio_source.import_seqio()
+  def feature(name, value):
+    if isinstance(value, dict):
+      return {key: feature(key, part) for key, part in value.items()}
+    if isinstance(value, list):
+      return tfds.features.Sequence(tfds.features.Text())
+    if name == 'label':
+      return tfds.features.ClassLabel(num_classes=3)
+    return tfds.features.Text() if isinstance(value, str) else tf.int32
+
+  return tfds.features.FeaturesDict(feature('', row))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('config', 'task'),
+    [
+        ('cb', 'super_glue_cb_v102'),
+        ('multirc', 'super_glue_multirc_v102'),
+        ('record', 'super_glue_record_v102'),
+        ('wsc.fixed', 'super_glue_wsc_v102_simple_eval'),
+    ],
+)
+def test_a_prepared_tfds_folder_gives_the_same_examples(
+    golden, t5_vocabulary, tmp_path, monkeypatch, config, task
+):
+  import_seqio()
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  with open(golden / 'tasks' / 'task_text.jsonl') as file:
-    recorded = next(
-        r for r in map(json.loads, file) if r['task'] == 'taskless_super_glue_cb_v102'
-    )
-  columns = {key: [row[key] for row in recorded['raw']] for key in recorded['raw'][0]}
+  (record,) = recorded.records(golden, 'task_text.jsonl', f'taskless_{task}')
+  rows = record['raw']
   tfds.dataset_builders.store_as_tfds_dataset(
       name='super_glue',
-      config='cb',
+      config=config,
       version='1.0.2',
       data_dir=tmp_path / 'tfds',
-      split_datasets={'validation': tf.data.Dataset.from_tensor_slices(columns)},
-      features=tfds.features.FeaturesDict({
-          'premise': tfds.features.Text(),
-          'hypothesis': tfds.features.Text(),
-          'label': tfds.features.ClassLabel(num_classes=3),
-          'idx': tf.int32,
-      }),
+      split_datasets={
+          'validation': tf.data.Dataset.from_generator(
+              lambda: rows, output_signature=recorded.signature(rows[0])
+          )
+      },
+      features=tfds_features(tfds, rows[0]),
       disable_shuffling=True,
   )
   monkeypatch.delenv('PTJ_LOCAL_DATA', raising=False)
-  task = load_task(
-      'taskless_super_glue_cb_v102', 'validation', t5_vocabulary,
-      tfds_data_dir=str(tmp_path / 'tfds'),
-  )  # fmt: skip
-  for index, expected in enumerate(recorded['outputs']):
-    assert task[index]['inputs'].tolist() == expected['inputs']
-    assert task[index]['targets'].tolist() == expected['targets']
+  loaded = load_task(
+      f'taskless_{task}', 'validation', t5_vocabulary, tfds_data_dir=str(tmp_path / 'tfds')
+  )
+  assert len(loaded) == len(record['outputs'])
+  for index, expected in enumerate(record['outputs']):
+    assert loaded[index]['inputs'].tolist() == expected['inputs']
+    assert loaded[index]['targets'].tolist() == expected['targets']
+    assert loaded.example(index).items() <= expected.items()
 
 
 def samples_on_disk(folder, monkeypatch):
