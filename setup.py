@@ -56,6 +56,7 @@ setuptools.setup(
         'sacrebleu',
         'safetensors>=0.5',
         'scikit-learn',
+        'scipy',
         'sentencepiece>=0.2',
         'seqio>=0.0.19',
         'tensorboardX>=2.6',

@@ -1,9 +1,10 @@
 """Where the examples of tasks come from: official files on disk, else TFDS.
 
 Set PTJ_LOCAL_DATA to a folder that holds the official files (SuperGLUE's zips unpacked
-under `superglue/`, SST-2 under `sst2/`, E2E under `e2e/`, LAMA under `lama_trex/`), plain
-or gzipped, and the tasks read those, without a network. A file that is not there is looked
-for in TensorFlow Datasets, where that has the data set.
+under `superglue/`, GLUE's under `glue/`, DPR under `dpr/`, SST-2 as jsonl under `sst2/`, E2E
+under `e2e/`, LAMA under `lama_trex/`), plain or gzipped, and the tasks read those, without a
+network. A file that is not there is looked for in TensorFlow Datasets, where that has the
+data set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import socket
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 import seqio
@@ -25,11 +26,11 @@ import tensorflow as tf
 
 from prompt_tuning_jax.data.provenance import LOCAL_DATA_VARIABLE
 
-# Of the columns that are not text.
-_DTYPES = {'label': tf.int64, 'idx': tf.int64}
+# TensorFlow's types for the values of columns.
+_DTYPES = {str: tf.string, bool: tf.int64, int: tf.int64, float: tf.float32}
 
 # What reading a gzipped file raises that is truncated or changed.
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Files(Protocol):
@@ -46,27 +47,29 @@ class Files(Protocol):
     """
 
   def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
-    """Reads a split as columns, `idx` among them; `paths` are those of `names`, in order.
+    """Reads a split as columns; `paths` are those of `names`, in order.
 
-    A column of lists of texts becomes a feature of another length in each example.
+    A column of lists of texts becomes a feature of another length in each example; of a
+    column `idx/question` becomes the entry `question` of the feature `idx`.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl:
-  """The official files of a data set and how their rows become those of TFDS.
+  """The official files of a data set, a JSON object a line, and what is made of the lines.
 
   Attributes:
     folder: folder of the files below $PTJ_LOCAL_DATA.
     files: split → name of its file.
-    texts: fields that are copied.
-    label_names: names of the labels; a row's label is one of them or its number.
+    expected: the fields of a line, for messages.
+    parse: makes the examples of a line, as TFDS has them, of it and its number. May raise
+      ValueError, TypeError or KeyError (a missing field).
   """
 
   folder: str
   files: Mapping[str, str]
-  texts: Sequence[str]
-  label_names: Sequence[str]
+  expected: str
+  parse: Callable[[Mapping[str, Any], int], Iterable[Mapping[str, Any]]]
 
   @property
   def splits(self) -> Sequence[str]:
@@ -76,42 +79,70 @@ class Jsonl:
     return [[os.path.join(self.folder, self.files[split])]]
 
   def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
-    """Reads a split's file as columns: the texts, `label` (-1 where missing) and `idx`.
+    """Reads a split's file as columns.
 
     Raises:
       ValueError: if a line is not what is expected, or there is none; the file is named.
     """
     (path,) = paths
-    texts = ', '.join(self.texts)
-    names = (*self.texts, 'label', 'idx')
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    expected = f'{texts} and label (of {", ".join(self.label_names)})'
-    for values in parse_jsonl(path, self._values, expected):
-      for name, value in zip(names, values, strict=True):
-        columns[name].append(value)
-    if not columns['idx']:
+    examples: list[Mapping[str, Any]] = []
+    for found in parse_jsonl(path, lambda *line: list(self.parse(*line)), self.expected):
+      examples += found
+    if not examples:
       raise ValueError(
           f'{path}, the file of the split {split!r}, is empty. Expected one JSON object a '
-          f'line with {texts} and label. Copy the official file there again, or use '
-          'another split.'
+          f'line with {self.expected}. Copy the official file there again, or use another '
+          'split.'
       )
-    return columns
+    return {name: [example[name] for example in examples] for name in examples[0]}
 
-  def _values(self, row: Mapping[str, Any], number: int) -> list[Any]:
-    index = row.get('idx', number - 1)
-    if not isinstance(index, int):
-      raise ValueError(f"'idx' is {index!r}, not a whole number")
-    texts = [text_field(row, name) for name in self.texts]
-    return [*texts, self._label(row.get('label', -1)), index]
+
+@dataclasses.dataclass(frozen=True)
+class LabelledTexts:
+  """Makes the example of a line that holds texts and a label, for `Jsonl.parse`.
+
+  Attributes:
+    texts: fields that are copied.
+    label_names: names of the labels; a line's label is one of them or its number, and -1
+      where it is missing.
+  """
+
+  texts: Sequence[str]
+  label_names: Sequence[str]
+
+  @property
+  def expected(self) -> str:
+    return f'{", ".join(self.texts)} and label (of {", ".join(self.label_names)})'
+
+  def __call__(self, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+    texts = {name: text_field(row, name) for name in self.texts}
+    return [texts | {'label': self._label(row.get('label', -1)), 'idx': index_of(row, number)}]
 
   def _label(self, label: Any) -> int:
     if isinstance(label, str):
       if label not in self.label_names:
         raise ValueError(f'unknown label {label!r}')
       return list(self.label_names).index(label)
-    if not -1 <= int(label) < len(self.label_names):
-      raise ValueError(f'unknown label {label!r}')
-    return int(label)
+    return label_number(label, len(self.label_names))
+
+
+def label_number(label: Any, num_labels: int = 2) -> int:
+  """The number of a label that a file gives as such, or as true or false."""
+  if not isinstance(label, int) or not -1 <= label < num_labels:
+    raise ValueError(f'unknown label {label!r}')
+  return int(label)
+
+
+def index_of(row: Mapping[str, Any], number: int) -> int:
+  """A row's `idx`, or its place in the file where it has none."""
+  return whole_number(row, 'idx') if 'idx' in row else number - 1
+
+
+def whole_number(row: Mapping[str, Any], name: str) -> int:
+  """A field of a row, which must be a whole number."""
+  if not isinstance(row[name], int):
+    raise ValueError(f'{name!r} is {row[name]!r}, not a whole number')
+  return row[name]
 
 
 def text_field(row: Mapping[str, Any], name: str) -> str:
@@ -142,7 +173,7 @@ def parse_jsonl(
         if not isinstance(row, dict):
           raise ValueError(f'{row!r:.40} is no object')
         yield parse(row, number)
-  except (ValueError, TypeError, KeyError, RecursionError, *_DAMAGED) as error:
+  except (ValueError, TypeError, KeyError, RecursionError, *DAMAGED) as error:
     reason = f'no field {error}' if isinstance(error, KeyError) else error
     raise ValueError(
         f'{path}, line {number}: {reason}. Expected one JSON object a line with {expected}.'
@@ -179,7 +210,7 @@ def parse_csv(
       if len(row) != len(header):
         raise ValueError(f'{len(row)} fields instead of {len(header)}')
       yield parse(row)
-  except (ValueError, csv.Error, *_DAMAGED) as error:
+  except (ValueError, csv.Error, *DAMAGED) as error:
     number = rows.line_num if rows else number
     raise ValueError(
         f'{path}, line {number}: {error}. Expected comma-separated values below a first '
@@ -210,6 +241,11 @@ class LocalFiles(seqio.DataSource):
 
   @property
   def splits(self) -> Sequence[str]:
+    return self._files.splits
+
+  @property
+  def declared_splits(self) -> Sequence[str]:
+    """The splits that the data set has, whether or not their files are there."""
     return self._files.splits
 
   def local_names(self, split: str) -> list[str]:
@@ -246,7 +282,8 @@ class LocalFiles(seqio.DataSource):
 
   def num_input_examples(self, split: str) -> int | None:
     if files := self.local_files(split):
-      return len(self._files.read(list(files.values()), split)['idx'])
+      columns = self._files.read(list(files.values()), split)
+      return len(next(iter(columns.values())))
     return None
 
   def list_shards(self, split: str) -> Sequence[str]:
@@ -283,9 +320,7 @@ class LocalFiles(seqio.DataSource):
       shard_info: seqio.ShardInfo | None = None,
   ) -> tf.data.Dataset:
     columns = self._files.read(self.require_files(split), split)
-    dataset = tf.data.Dataset.from_tensor_slices({
-        name: _tensor(name, column) for name, column in columns.items()
-    })
+    dataset = tf.data.Dataset.from_tensor_slices(_features(columns))
     if shuffle:
       dataset = dataset.shuffle(len(dataset), seed=seed)
     if shard_info:
@@ -297,10 +332,20 @@ def _with_gz(names: Sequence[str]) -> list[str]:
   return [full for name in names for full in (name, name + '.gz')]
 
 
-def _tensor(name: str, column: Sequence[Any]) -> tf.Tensor | tf.RaggedTensor:
-  # The type is named, for TensorFlow guesses one from the first values.
-  make = tf.ragged.constant if isinstance(column[0], list) else tf.constant
-  return make(column, _DTYPES.get(name, tf.string))
+def _features(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+  features: dict[str, Any] = {}
+  for name, column in columns.items():
+    parent, _, entry = name.rpartition('/')
+    of_parent = features.setdefault(parent, {}) if parent else features
+    of_parent[entry] = _tensor(column)
+  return features
+
+
+def _tensor(column: Sequence[Any]) -> tf.Tensor | tf.RaggedTensor:
+  if isinstance(column[0], list):
+    return tf.ragged.constant(column, tf.string)
+  # The type is named, for TensorFlow takes any number of 32 bits where it can.
+  return tf.constant(column, _DTYPES[type(column[0])])
 
 
 class LocalOrTfds(LocalFiles):
@@ -319,7 +364,8 @@ class LocalOrTfds(LocalFiles):
   @property
   def splits(self) -> Sequence[str]:
     local = [split for split in self._files.splits if self.local_files(split)]
-    return local or tuple(self._tfds.splits)
+    # Of a data set that several tasks share, this task may have only some.
+    return local or tuple(s for s in self._tfds.splits if s in self._files.splits)
 
   def num_input_examples(self, split: str) -> int | None:
     if self.local_files(split):

@@ -31,6 +31,7 @@ from prompt_tuning_jax.data import array_file, provenance, text_files
 from prompt_tuning_jax.data.tokenized_task import (
     FORMAT,
     CacheError,
+    NoSplitError,
     TokenizedTask,
     make_manifest,
     seqio_is_installed,
@@ -123,7 +124,9 @@ def load_task_or_mixture(
   """Loads a task, or the tasks of a seqio mixture with their sampling rates.
 
   Takes the arguments of `load_task` and raises what it raises. What a mixture is
-  made of is cached too, so that neither seqio nor TensorFlow is needed later.
+  made of is cached too, so that neither seqio nor TensorFlow is needed later. Of a
+  mixture only the tasks that have the split are loaded, as seqio does: one may be there
+  to train on, another to evaluate on.
 
   Returns:
     Pairs (task, rate); one pair with rate 1 for a plain task. Rates are relative.
@@ -133,24 +136,36 @@ def load_task_or_mixture(
   )
   # seqio keeps one namespace for tasks and mixtures, so at most one of these exists.
   path = os.path.join(cache_dir or default_cache_dir(), _quoted(name), 'mixture.json')
-  members = _read_mixture(path)
+  mixture = _read_mixture(path)
   is_cached_task = os.path.exists(cache_path(name, split, vocabulary, cache_dir))
-  if members is None and not is_cached_task and seqio_is_installed():
+  if mixture is None and not is_cached_task and seqio_is_installed():
     from prompt_tuning_jax.data import seqio_source
 
     mixture = seqio_source.mixture_members(name, task_module)
     if mixture is not None:
-      members, code = mixture
-      text = json.dumps({'format': FORMAT, 'members': members, 'code': code}, indent=1)
+      text = json.dumps({'format': FORMAT, **mixture}, indent=1)
       _write_if_possible(
           path, lambda: array_file.replace(path, lambda file: file.write(text.encode()))
       )
-  if members is None:
+  if mixture is None:
     return [(load_task(name, split, vocabulary, **kwargs), 1.0)]
-  return [
-      (load_task(member, split, vocabulary, **kwargs), float(rate))
-      for member, rate in members
-  ]
+  loaded = []
+  for member, rate in mixture['members']:
+    splits = mixture['splits'].get(member)
+    if splits is not None and split.partition('[')[0] not in splits:
+      continue
+    try:
+      loaded.append((load_task(member, split, vocabulary, **kwargs), float(rate)))
+    except NoSplitError:
+      # Where the splits are known the task has this one, and its file is missing.
+      if splits is not None:
+        raise
+  if not loaded:
+    raise NoSplitError(
+        f'No task of the mixture {name} has a split {split!r}. Its tasks: '
+        f'{", ".join(member for member, _ in mixture["members"])}.'
+    )
+  return loaded
 
 
 def load_files(
@@ -242,8 +257,8 @@ def _write_if_possible(path: str, write: Callable[[], None]) -> None:
     )
 
 
-def _read_mixture(path: str) -> list[tuple[str, float]] | None:
-  """Members of a cached mixture; None if there is none that is current."""
+def _read_mixture(path: str) -> dict[str, Any] | None:
+  """Members and splits of a cached mixture; None if there is none that is current."""
   if not os.path.isfile(path):
     return None
   try:
@@ -253,10 +268,12 @@ def _read_mixture(path: str) -> list[tuple[str, float]] | None:
         mixture['code']
     )
     members = [(str(name), float(rate)) for name, rate in mixture['members']]
+    splits = dict(mixture.get('splits', {}))
   except (ValueError, KeyError, TypeError) as error:
     warnings.warn(f'{path} is damaged and is ignored ({error}).', stacklevel=3)
     return None
-  return members if current or not seqio_is_installed() else None
+  is_usable = current or not seqio_is_installed()
+  return {'members': members, 'splits': splits} if is_usable else None
 
 
 def _quoted(name: str) -> str:

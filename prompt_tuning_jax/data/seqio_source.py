@@ -20,7 +20,7 @@ from typing import Any
 
 from prompt_tuning_jax.data import provenance
 from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
-from prompt_tuning_jax.data.tokenized_task import TokenizedTask
+from prompt_tuning_jax.data.tokenized_task import NoSplitError, TokenizedTask
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 # So many names are listed where an unknown one was asked for.
@@ -102,7 +102,7 @@ def tokenize_task(
     if splits and split.partition('[')[0] not in splits:
       nearest = difflib.get_close_matches(split, splits, n=1)
       hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
-      raise ValueError(
+      raise NoSplitError(
           f'{name} has no split {split!r}.{hint} Its splits: {", ".join(splits)}.'
       )
     bound = task.replace(output_features=_with_vocabulary(seqio, task, vocabulary))
@@ -139,10 +139,12 @@ def task_functions(name: str, task_module: str) -> dict[str, Any]:
   return _functions(_get_task(name, task_module))
 
 
-def mixture_members(
-    name: str, task_module: str
-) -> tuple[list[tuple[str, float]], dict[str, str]] | None:
-  """Tasks and rates of a mixture and the sums of its code; None if it is a task.
+def mixture_members(name: str, task_module: str) -> dict[str, Any] | None:
+  """What a mixture is made of, as plain data; None if it is a task.
+
+  Returns:
+    `members`, pairs (task, rate); `splits`, the splits of each task or None where only its
+    source knows them; `code`, the sums of the modules.
 
   Raises:
     ImportError: if seqio or `task_module` cannot be imported.
@@ -152,8 +154,16 @@ def mixture_members(
   if name not in seqio.MixtureRegistry.names():
     return None
   mixture = seqio.MixtureRegistry.get(name)
-  members = [(task.name, float(mixture.get_rate(task))) for task in mixture.tasks]
-  return members, provenance.describe_modules(_loaded_below(task_module))
+  return {
+      'members': [(task.name, float(mixture.get_rate(task))) for task in mixture.tasks],
+      'splits': {task.name: _declared_splits(task.source) for task in mixture.tasks},
+      'code': provenance.describe_modules(_loaded_below(task_module)),
+  }
+
+
+def _declared_splits(source: Any) -> list[str] | None:
+  # Not `source.splits`, which lists the files that are there or looks in the network.
+  return list(getattr(source, 'declared_splits', source._splits)) or None
 
 
 def _get_task(name: str, task_module: str) -> Any:

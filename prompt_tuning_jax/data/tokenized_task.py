@@ -22,6 +22,10 @@ class CacheError(ValueError):
   """A cached task cannot be used: damaged, of another format, or out of date."""
 
 
+class NoSplitError(ValueError):
+  """A task has no split of the name that was asked for."""
+
+
 class TokenizedTask:
   """The tokenised examples of one split of one task, untrimmed, read by index.
 

@@ -54,7 +54,7 @@ def f1_score_with_invalid(
   predictions = np.asarray(predictions)
   valid = (predictions == 0) | (predictions == 1)
   predictions = np.where(valid, predictions, 1 - targets)
-  return {'f1': 100.0 * _f1_of_class(targets, predictions, 1)}
+  return {'f1': 100.0 * _mean_f1(targets, predictions, [1])}
 
 
 def mean_multiclass_f1(
@@ -65,17 +65,21 @@ def mean_multiclass_f1(
   A class that occurs neither among targets nor predictions contributes 0.
   """
   _check(targets, predictions)
-  targets, predictions = np.asarray(targets), np.asarray(predictions)
-  f1 = [_f1_of_class(targets, predictions, label) for label in range(num_classes)]
-  return {f'mean_{num_classes}class_f1': 100.0 * float(np.mean(f1))}
+  f1 = _mean_f1(targets, predictions, range(num_classes))
+  return {f'mean_{num_classes}class_f1': 100.0 * f1}
 
 
-def _f1_of_class(targets: np.ndarray, predictions: np.ndarray, label: int) -> float:
-  true_positives = np.sum((targets == label) & (predictions == label))
-  mistakes = np.sum((targets == label) != (predictions == label))
-  if true_positives == 0:
-    return 0.0
-  return float(2 * true_positives / (2 * true_positives + mistakes))
+def _mean_f1(
+    targets: Sequence[int], predictions: Sequence[int], labels: Sequence[int]
+) -> float:
+  """Unweighted mean of the F1 of some classes, 0 where a class does not occur."""
+  from sklearn import metrics
+
+  return float(
+      metrics.f1_score(
+          targets, predictions, labels=list(labels), average='macro', zero_division=0
+      )
+  )
 
 
 def matthews_corrcoef(
@@ -83,46 +87,35 @@ def matthews_corrcoef(
 ) -> dict[str, float]:
   """Matthews correlation of class ids, for any number of classes (Gorodkin, 2004)."""
   _check(targets, predictions)
-  classes, ids = np.unique([targets, predictions], return_inverse=True)
-  ids = ids.reshape(2, -1)
-  confusion = np.zeros((len(classes), len(classes)))
-  np.add.at(confusion, (ids[0], ids[1]), 1)
-  of_target, of_prediction = confusion.sum(axis=1), confusion.sum(axis=0)
-  total = confusion.sum()
-  both = np.trace(confusion) * total - of_target @ of_prediction
-  spread_of_targets = total**2 - of_target @ of_target
-  spread_of_predictions = total**2 - of_prediction @ of_prediction
-  spread = np.sqrt(spread_of_targets * spread_of_predictions)
-  return {'matthews_corrcoef': 100.0 * float(both / spread) if spread else 0.0}
+  from sklearn import metrics
+
+  value = metrics.matthews_corrcoef(targets, predictions)
+  return {'matthews_corrcoef': 100.0 * float(value)}
 
 
 def pearson_corrcoef(
     targets: Sequence[float], predictions: Sequence[float]
 ) -> dict[str, float]:
   """Pearson correlation; NaN where all targets or all predictions are equal."""
-  _check(targets, predictions)
-  return {'pearson_corrcoef': 100.0 * _correlation(targets, predictions)}
+  return {'pearson_corrcoef': _correlation('pearsonr', targets, predictions)}
 
 
 def spearman_corrcoef(
     targets: Sequence[float], predictions: Sequence[float]
 ) -> dict[str, float]:
   """Pearson correlation of the ranks; equal values share the mean of their ranks."""
+  return {'spearman_corrcoef': _correlation('spearmanr', targets, predictions)}
+
+
+def _correlation(
+    name: str, targets: Sequence[float], predictions: Sequence[float]
+) -> float:
   _check(targets, predictions)
-  ranks = [_ranks(targets), _ranks(predictions)]
-  return {'spearman_corrcoef': 100.0 * _correlation(*ranks)}
+  if len(set(targets)) == 1 or len(set(predictions)) == 1:
+    return float('nan')
+  from scipy import stats
 
-
-def _correlation(left: Sequence[float], right: Sequence[float]) -> float:
-  left, right = np.asarray(left, float), np.asarray(right, float)
-  left, right = left - left.mean(), right - right.mean()
-  norm = np.linalg.norm(left) * np.linalg.norm(right)
-  return float(left @ right / norm) if norm > 0 else float('nan')
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-  _, position, count = np.unique(values, return_inverse=True, return_counts=True)
-  return (np.cumsum(count) - (count - 1) / 2)[position]
+  return 100.0 * float(getattr(stats, name)(targets, predictions).statistic)
 
 
 def squad(

@@ -29,6 +29,25 @@ def string_label_to_class_id(
   return default
 
 
+def class_id_in_other_words(
+    string_label: str,
+    label_classes: Sequence[str],
+    own_classes: Sequence[str],
+    **unused_kwargs: Any,
+) -> int:
+  """Class of a text that names it as another task does, or as its own; else -1.
+
+  A prompt that was trained on QQP answers a question of MRPC in QQP's words.
+
+  Args:
+    string_label: the text.
+    label_classes: the other task's names of the classes, from which ranking chooses.
+    own_classes: the task's own names of the same classes, those of its targets.
+  """
+  own = string_label_to_class_id(string_label, own_classes)
+  return string_label_to_class_id(string_label, label_classes, default=own)
+
+
 def string_to_float(string: str, default: float = -1.0, **unused_kwargs: Any) -> float:
   """The number that the text spells, or `default` if it spells none."""
   try:

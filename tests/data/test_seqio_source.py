@@ -33,11 +33,14 @@ MODULE = textwrap.dedent("""
       def __call__(self, targets, predictions):
         return {'callable': 1.0}
 
-    def add(name, metric_fns, postprocess_fn=None):
+    def dev_rows(split, shuffle_files, seed=None):
+      return rows('validation', shuffle_files)
+
+    def add(name, metric_fns, postprocess_fn=None, source=seqio.FunctionDataSource(
+        rows, splits=['train', 'validation', 'nothing', 'unlabelled'])):
       seqio.TaskRegistry.add(
           name,
-          source=seqio.FunctionDataSource(
-              rows, splits=['train', 'validation', 'nothing', 'unlabelled']),
+          source=source,
           preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
           output_features={
               name: seqio.Feature(VOCABULARY, add_eos=True) for name in ('inputs', 'targets')},
@@ -47,6 +50,8 @@ MODULE = textwrap.dedent("""
     add('user_food', [own_metric, Unserialisable()], functools.partial(
         postprocessors.string_label_to_class_id, label_classes=['animal', 'food']))
     add('user_plain', [metrics.accuracy])
+    add('user_dev', [], source=seqio.FunctionDataSource(dev_rows, splits=['dev']))
+    seqio.MixtureRegistry.add('user_parts', ['user_food', 'user_dev'], default_rate=1)
     seqio.MixtureRegistry.add('user_mixture', [('user_food', 3), ('user_plain', 1.5)])
 """)
 
@@ -184,6 +189,21 @@ def test_a_mixture_is_its_tasks_and_rates_also_from_the_cache(vocabulary, withou
   assert first == [('user_food', 3.0), ('user_plain', 1.5)]
   without_seqio()
   assert [(task.name, rate) for task, rate in load_mixture()] == first
+
+
+def test_of_a_mixture_only_the_tasks_with_the_split_are_loaded(vocabulary, without_seqio):
+  load_mixture = functools.partial(
+      load_task_or_mixture, 'user_parts', vocabulary=vocabulary, task_module='user_tasks'
+  )
+  for split, expected in [('train', ['user_food']), ('dev', ['user_dev'])]:
+    assert [task.name for task, _ in load_mixture(split=split)] == expected
+  with pytest.raises(ValueError, match="No task of the mixture user_parts has a split 'test'.*"):
+    load_mixture(split='test')
+  without_seqio()
+  assert [task.name for task, _ in load_mixture(split='dev')] == ['user_dev']
+  # A task that says that it has the split is not left out for want of a cache file.
+  with pytest.raises(FileNotFoundError, match="No tokenised user_food, split 'validation'"):
+    load_mixture(split='validation')
 
 
 def test_the_command_fills_the_cache(vocabulary, tmp_path, capsys):

@@ -70,3 +70,18 @@ def test_other_arguments_of_seqio_are_passed_over():
   kwargs = dict(example={'idx': 1}, is_target=False)
   assert postprocessors.string_label_to_class_id('b', ['a', 'b'], **kwargs) == 1
   assert postprocessors.string_to_float('2', **kwargs) == 2.0
+
+
+def test_classes_in_other_words_are_those_of_the_recorded_translations(golden):
+  words = {
+      'qqp': ['not_duplicate', 'duplicate'], 'mrpc': ['not_equivalent', 'equivalent']
+  }
+  calls = json.loads((golden / 'tasks' / 'postprocessors.json').read_text())
+  calls = [call for call in calls if call['fn'] in ('qqp_to_mrpc', 'mrpc_to_qqp')]
+  assert len(calls) == 6
+  for call in calls:
+    source, _, target = call['fn'].partition('_to_')
+    found = postprocessors.class_id_in_other_words(
+        *call['args'], label_classes=words[source], own_classes=words[target]
+    )
+    assert found == words[target].index(call['result'])

@@ -4,11 +4,19 @@ import json
 
 import pytest
 
-from prompt_tuning_jax.data.cache import load_task
+from prompt_tuning_jax.data.cache import load_task, load_task_or_mixture
+from prompt_tuning_jax.data.seqio_source import import_seqio
 from prompt_tuning_jax.data.vocabulary import Vocabulary
-from tests.tasks.recorded import assert_recorded_examples
+from tests.saved_backbone import VOCABULARY
+from tests.tasks import recorded
+from tests.tasks.super_glue_samples import OFFICIAL, TASKS, write_official
 
-FOLDERS = {'cb': 'CB', 'rte': 'RTE'}
+UNSCORED = {'super_glue_wsc_v102_simple_train', 'dpr_v001_simple'}
+DIAGNOSTICS = {
+    'super_glue_axb_v102': ['matthews_corrcoef'], 'super_glue_axg_v102': ['accuracy']
+}
+# Names under which scores were recorded, with what stands around the name of the task.
+SCORED_AS = ['{}_examples', 'taskless_{}_examples', 'taskless_{}']
 
 
 @pytest.fixture(autouse=True)
@@ -16,62 +24,53 @@ def own_cache(tmp_path, monkeypatch):
   monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def t5_vocabulary(shared_data):
   return Vocabulary(shared_data / 't5' / 'spiece.model')
 
 
-@pytest.mark.parametrize('task', FOLDERS)
-def test_text_and_ids_equal_the_recorded_ones(
-    golden, t5_vocabulary, tmp_path, monkeypatch, task
+@pytest.mark.parametrize('task', TASKS)
+def test_text_and_ids_equal_the_recorded_ones(golden, t5_vocabulary, task):
+  word, split = TASKS[task]
+  recorded.assert_recorded_text(golden, t5_vocabulary, task, split, word)
+
+
+@pytest.mark.parametrize('form', SCORED_AS)
+@pytest.mark.parametrize('task', sorted(TASKS.keys() - UNSCORED))
+def test_predictions_score_as_the_recorded_ones(golden, t5_vocabulary, task, form):
+  name, (_, split) = form.format(task), TASKS[task]
+  is_diagnostic = split == 'test'
+  cases = recorded.records(golden, 'metrics.jsonl', name)
+  assert len(cases) == (0 if is_diagnostic and form == 'taskless_{}' else 5)
+  of_form = name.removesuffix('_examples')
+  loaded = recorded.recorded_task(golden, t5_vocabulary, of_form, split)
+  for case in cases:
+    found = recorded.assert_recorded_scores(case, loaded)
+    # T5 does not score the diagnostics.
+    names = DIAGNOSTICS[task] if is_diagnostic else case['metrics']
+    assert list(found) == list(names) and bool(case['metrics']) != is_diagnostic
+
+
+@pytest.mark.parametrize('which', ['training', 'test'])
+def test_record_scores_as_the_variants_that_were_recorded_beside_it(
+    golden, t5_vocabulary, which
 ):
-  assert_recorded_examples(
-      golden, t5_vocabulary, tmp_path, monkeypatch,
-      f'super_glue_{task}_v102', f'superglue/{FOLDERS[task]}/val.jsonl', task,
-  )  # fmt: skip
+  name = 'super_glue_record_v102'
+  task = recorded.recorded_task(golden, t5_vocabulary, name, 'validation')
+  cases = recorded.records(golden, 'metrics.jsonl', f'pr:{name}_{which}')
+  assert len(cases) == 5
+  for case in cases:
+    recorded.assert_recorded_scores(case, task)
 
 
-@pytest.mark.parametrize(
-    ('task', 'split', 'size', 'first_target'),
-    [('cb', 'train', 250, 0), ('cb', 'validation', 56, 1), ('rte', 'validation', 277, 1)],
-)
-def test_the_official_files_are_read(
-    shared_data, t5_vocabulary, monkeypatch, task, split, size, first_target
-):
-  monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
-  loaded = load_task(f'taskless_super_glue_{task}_v102', split, t5_vocabulary)
-  assert len(loaded) == size
-  assert loaded.target(0) == first_target
-  file = {'train': 'train', 'validation': 'val'}[split]
-  with open(shared_data / 'superglue' / FOLDERS[task] / f'{file}.jsonl') as lines:
-    rows = [json.loads(line) for line in lines]
-  for index, row in enumerate(rows):
-    example = loaded.example(index)
-    text = f'hypothesis: {row["hypothesis"]} premise: {row["premise"]}'
-    assert example['inputs_pretokenized'] == text
-    assert loaded.label_classes[loaded.target(index)] == row['label']
-    assert example['idx'] == row['idx']
-
-
-def test_cb_is_scored_by_accuracy_and_the_mean_f1_of_its_classes(
-    golden, t5_vocabulary, shared_data, monkeypatch
-):
-  monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
-  task = load_task('super_glue_cb_v102', 'validation', t5_vocabulary)
-  checked = 0
-  with open(golden / 'tasks' / 'metrics.jsonl') as file:
-    for line in file:
-      recorded = json.loads(line)
-      if recorded['task'] != 'taskless_super_glue_cb_v102':
-        continue
-      predictions = [task.postprocess_fn(text) for text in recorded['predictions']]
-      assert predictions == recorded['predictions_post']
-      scores = {}
-      for metric in task.metric_fns:
-        scores |= metric(recorded['targets_post'], predictions)
-      assert scores == pytest.approx(recorded['metrics'], abs=1e-9)
-      checked += 1
-  assert checked >= 5
+def test_no_recorded_task_of_super_glue_is_left_out(golden):
+  for file in ('task_text.jsonl', 'metrics.jsonl'):
+    lines = (golden / 'tasks' / file).read_text().splitlines()
+    names = {json.loads(line)['task'] for line in lines}
+    names = {name for name in names if 'super_glue' in name or 'dpr' in name}
+    ours = {form.format(task) for task in TASKS for form in SCORED_AS}
+    # What was recorded with `pr:` is ReCoRD cast as two other tasks.
+    assert {name for name in names - ours if not name.startswith('pr:')} == set()
 
 
 def test_bad_lines_of_an_official_file_are_named(t5_vocabulary, tmp_path, monkeypatch):
@@ -152,40 +151,119 @@ def test_without_files_and_network_the_error_says_what_to_set(
     )
 
 
-@pytest.mark.slow
-def test_a_prepared_tfds_folder_gives_the_same_examples(
-    golden, t5_vocabulary, tmp_path, monkeypatch
-):
-  from prompt_tuning_jax.data import seqio_source
+def tfds_features(tfds, row):
+  """The features of TFDS's own builder: every number has 32 bits but the label."""
+  import tensorflow as tf
 
-  seqio_source.import_seqio()
+  def feature(name, value):
+    if isinstance(value, dict):
+      return {key: feature(key, part) for key, part in value.items()}
+    if isinstance(value, list):
+      return tfds.features.Sequence(tfds.features.Text())
+    if name == 'label':
+      return tfds.features.ClassLabel(num_classes=3)
+    return tfds.features.Text() if isinstance(value, str) else tf.int32
+
+  return tfds.features.FeaturesDict(feature('', row))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('config', 'task'),
+    [
+        ('cb', 'super_glue_cb_v102'),
+        ('multirc', 'super_glue_multirc_v102'),
+        ('record', 'super_glue_record_v102'),
+        ('wsc.fixed', 'super_glue_wsc_v102_simple_eval'),
+    ],
+)
+def test_a_prepared_tfds_folder_gives_the_same_examples(
+    golden, t5_vocabulary, tmp_path, monkeypatch, config, task
+):
+  import_seqio()
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  with open(golden / 'tasks' / 'task_text.jsonl') as file:
-    recorded = next(
-        r for r in map(json.loads, file) if r['task'] == 'taskless_super_glue_cb_v102'
-    )
-  columns = {key: [row[key] for row in recorded['raw']] for key in recorded['raw'][0]}
+  (record,) = recorded.records(golden, 'task_text.jsonl', f'taskless_{task}')
+  rows = record['raw']
   tfds.dataset_builders.store_as_tfds_dataset(
       name='super_glue',
-      config='cb',
+      config=config,
       version='1.0.2',
       data_dir=tmp_path / 'tfds',
-      split_datasets={'validation': tf.data.Dataset.from_tensor_slices(columns)},
-      features=tfds.features.FeaturesDict({
-          'premise': tfds.features.Text(),
-          'hypothesis': tfds.features.Text(),
-          'label': tfds.features.ClassLabel(num_classes=3),
-          'idx': tf.int32,
-      }),
+      split_datasets={
+          'validation': tf.data.Dataset.from_generator(
+              lambda: rows, output_signature=recorded.signature(rows[0])
+          )
+      },
+      features=tfds_features(tfds, rows[0]),
       disable_shuffling=True,
   )
   monkeypatch.delenv('PTJ_LOCAL_DATA', raising=False)
-  task = load_task(
-      'taskless_super_glue_cb_v102', 'validation', t5_vocabulary,
-      tfds_data_dir=str(tmp_path / 'tfds'),
-  )  # fmt: skip
-  for index, expected in enumerate(recorded['outputs']):
-    assert task[index]['inputs'].tolist() == expected['inputs']
-    assert task[index]['targets'].tolist() == expected['targets']
+  loaded = load_task(
+      f'taskless_{task}', 'validation', t5_vocabulary, tfds_data_dir=str(tmp_path / 'tfds')
+  )
+  assert len(loaded) == len(record['outputs'])
+  for index, expected in enumerate(record['outputs']):
+    assert loaded[index]['inputs'].tolist() == expected['inputs']
+    assert loaded[index]['targets'].tolist() == expected['targets']
+    assert loaded.example(index).items() <= expected.items()
+
+
+def samples_on_disk(folder, monkeypatch):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(folder))
+  for (task, file), (lines, _) in OFFICIAL.items():
+    write_official(folder, file, lines)
+    if TASKS[task][1] == 'validation' and not file.startswith('WSC'):
+      write_official(folder, file.replace('val', 'train'), lines)
+  (folder / 'dpr').mkdir()
+  (folder / 'dpr' / 'train.c.txt').write_text('He sat, for he fell.\nhe\nHe, Bob\nHe\n')
+
+
+@pytest.mark.parametrize('prefix', ['', 'taskless_'])
+def test_wsc_trains_on_true_referents_and_is_evaluated_on_all(
+    tmp_path, monkeypatch, prefix
+):
+  samples_on_disk(tmp_path, monkeypatch)
+  vocabulary, name = Vocabulary(VOCABULARY), f'{prefix}super_glue_wsc_and_dev_v102_simple'
+  ((train, _),) = load_task_or_mixture(name, 'train', vocabulary)
+  ((dev, _),) = load_task_or_mixture(name, 'validation', vocabulary)
+  assert train.name == f'{prefix}super_glue_wsc_v102_simple_train' and len(train) == 2
+  assert dev.name == f'{prefix}super_glue_wsc_v102_simple_eval' and len(dev) == 3
+  with pytest.raises(ValueError, match="no split 'validation'.* Its splits: train"):
+    load_task(train.name, 'validation', vocabulary)
+
+
+@pytest.mark.parametrize('prefix', ['', 'taskless_'])
+def test_the_mixture_of_all_tasks_has_the_rates_of_t5(tmp_path, monkeypatch, prefix):
+  samples_on_disk(tmp_path, monkeypatch)
+  vocabulary, name = Vocabulary(VOCABULARY), f'{prefix}super_glue_v102_proportional'
+  rates = {
+      task.name: rate for task, rate in load_task_or_mixture(name, 'train', vocabulary)
+  }
+  assert rates == {
+      f'{prefix}dpr_v001_simple': 1322,
+      f'{prefix}super_glue_wsc_v102_simple_train': 259,
+      f'{prefix}super_glue_boolq_v102': 9427,
+      f'{prefix}super_glue_cb_v102': 250,
+      f'{prefix}super_glue_copa_v102': 400,
+      f'{prefix}super_glue_multirc_v102': 27243,
+      f'{prefix}super_glue_record_v102': 138854,
+      f'{prefix}super_glue_rte_v102': 2490,
+      f'{prefix}super_glue_wic_v102': 5428,
+  }
+  dev = {task.name for task, _ in load_task_or_mixture(name, 'validation', vocabulary)}
+  assert dev == {
+      f'{prefix}super_glue_{task}'
+      for task in (
+          'boolq_v102', 'cb_v102', 'copa_v102', 'multirc_v102', 'record_v102', 'rte_v102',
+          'wic_v102', 'wsc_v102_simple_eval',
+      )
+  }  # fmt: skip
+
+
+def test_a_task_whose_file_is_missing_is_not_left_out_of_a_mixture(tmp_path, monkeypatch):
+  samples_on_disk(tmp_path, monkeypatch)
+  (tmp_path / 'superglue' / 'CB' / 'train.jsonl').unlink()
+  with pytest.raises(ValueError, match="super_glue_cb_v102 has no split 'train'.*validation"):
+    load_task_or_mixture('super_glue_v102_proportional', 'train', Vocabulary(VOCABULARY))
