@@ -70,7 +70,7 @@ setuptools.setup(
         'tpu': ['jax[tpu]'],
         'hf': ['huggingface_hub', 'peft', 'protobuf', 'torch', 'transformers'],
         'notebooks': ['ipykernel', 'matplotlib', 'nbclient', 'nbformat'],
-        'test': ['build', 'matplotlib', 'pytest'],
+        'test': ['build', 'matplotlib', 'pytest', 'pytest-xdist'],
     },
     entry_points={'console_scripts': ['prompt-tuning = prompt_tuning_jax.cli:main']},
     classifiers=[

@@ -39,12 +39,12 @@ METHODS = {
     ),
 }
 every_method = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
-# Where much is compiled, two of them stand for all among the quick tests.
+# Where much is compiled, one of them stands for all among the quick tests.
 every_method_compiled = pytest.mark.parametrize(
     'method',
     [
         pytest.param(
-            method, id=name, marks=[] if name in ('prefix', 'all together') else pytest.mark.slow
+            method, id=name, marks=[] if name == 'all together' else pytest.mark.slow
         )
         for name, method in METHODS.items()
     ],
@@ -105,7 +105,7 @@ def test_padding_changes_neither_loss_nor_gradient(method, backbone):
   jax.tree.map(lambda one, other: assert_close(one, other, 1e-5), padded[1], short[1])
 
 
-@every_method
+@every_method_compiled
 def test_the_artifact_holds_no_network_and_gives_the_same_logits(method, backbone, tmp_path):
   params = start(method, backbone)
   injection = method.apply({'params': params}, backbone.spec)

@@ -146,7 +146,7 @@ def test_the_network_s_output_is_a_layer_s_keys_then_its_values():
       assert_close(values[layer, position], row[1], 1e-5)
 
 
-@pytest.mark.parametrize('hidden', [None, 16])
+@pytest.mark.parametrize('hidden', [pytest.param(None, marks=pytest.mark.slow), 16])
 def test_a_prefix_may_start_from_what_the_model_computes_for_words(hidden, backbone_dir):
   backbone = load_backbone(backbone_dir)
   words = 'the cat saw the dog'

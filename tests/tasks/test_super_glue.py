@@ -234,6 +234,7 @@ def test_wsc_trains_on_true_referents_and_is_evaluated_on_all(
     load_task(train.name, 'validation', vocabulary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prefix', ['', 'taskless_'])
 def test_the_mixture_of_all_tasks_has_the_rates_of_t5(tmp_path, monkeypatch, prefix):
   samples_on_disk(tmp_path, monkeypatch)
