@@ -60,22 +60,22 @@ class Injection:
 
   Attributes:
     virtual_embeddings: [P, D], the embeddings of the virtual tokens V .. V+P-1.
-    layer_embeddings: [L, P, D], what the encoder's hidden states at those tokens are
-      replaced with before each layer.
     encoder_kv: keys and values, each [L, P, N, H], which every layer's encoder
       self-attention sees before its own. All positions see them.
     decoder_kv: the same for the decoder's self-attention.
     cross_kv: the same for the decoder's attention over the encoder's output.
+    layer_embeddings: [L, P, D], what the encoder's hidden states at the virtual tokens are
+      replaced with before each layer.
     positions: the place of a prefix's keys, of `POSITIONS`.
     num_decoder_virtual_tokens: so many of the last rows of virtual_embeddings stand before
       the decoder's start token; the others are in the encoder's input.
   """
 
   virtual_embeddings: Array | None = None
-  layer_embeddings: Array | None = None
   encoder_kv: KeysValues | None = None
   decoder_kv: KeysValues | None = None
   cross_kv: KeysValues | None = None
+  layer_embeddings: Array | None = None
   positions: str = flax.struct.field(pytree_node=False, default='before')
   num_decoder_virtual_tokens: int = flax.struct.field(pytree_node=False, default=0)
 
