@@ -221,13 +221,14 @@ def test_an_adapter_is_not_written_over_another(backbone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('make', [soft_prompt, prefix_of])
 @pytest.mark.parametrize('model', ['t5v11', 't5v10'])
-def test_peft_itself_computes_what_the_adapter_s_prompt_computes(model, golden, tmp_path):
+def test_peft_itself_computes_what_the_adapter_s_prompt_computes(model, make, golden, tmp_path):
   torch = pytest.importorskip('torch', reason='needs the extra `hf`')
   transformers = pytest.importorskip('transformers', reason='needs the extra `hf`')
   theirs = pytest.importorskip('peft', reason='needs the extra `hf`')
   backbone = load.load_backbone(golden / 'hf' / model / 'hf')
-  prompt = soft_prompt(backbone)
+  prompt = make(backbone)
   peft.save_adapter(tmp_path / 'a', prompt, backbone)
   inputs = np.array([[5, 17, 30, 44, 9, 1], [7, 8, 1, 0, 0, 0]], np.int32)
   decoder = np.array([[0, 12, 3], [0, 40, 9]], np.int32)
@@ -239,8 +240,8 @@ def test_peft_itself_computes_what_the_adapter_s_prompt_computes(model, golden, 
         decoder_input_ids=torch.tensor(decoder),
     ).logits.numpy()
   ones = np.ones(decoder.shape, np.float32)
-  batch = prepend_virtual(
-      Batch(inputs, decoder, np.ones_like(decoder), ones), backbone.spec.vocab_size, 5
-  )
+  batch = Batch(inputs, decoder, np.ones_like(decoder), ones)
+  if prompt.injection.num_virtual_tokens:
+    batch = prepend_virtual(batch, backbone.spec.vocab_size, 5)
   logits = jax.jit(backbone.module.apply)({'params': backbone.params}, batch, prompt.injection)
   assert_close(logits, expected, 1e-5)
