@@ -24,10 +24,10 @@ import dataclasses
 import math
 
 import jax
+from load_backbone import config_of
 
 from prompt_tuning_jax import plan
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
-from prompt_tuning_jax.checkpoints.names import SIZES
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.combined import Combined
 from prompt_tuning_jax.methods.deep_prompt import DeepPrompt
@@ -48,12 +48,6 @@ def methods(length: int) -> dict[str, Method]:
       'deep prompt': DeepPrompt(length),
       'soft prompt + prefix': Combined([SoftPrompt(length), Prefix(length)]),
   }
-
-
-def config_of(size: str) -> T5Config:
-  """The architecture of a published T5 1.1."""
-  d_model, d_kv, heads, encoder_layers, decoder_layers, d_ff = SIZES[f'T5 1.1 {size}']
-  return T5Config(32128, d_model, heads, d_kv, d_ff, encoder_layers, decoder_layers)
 
 
 def flops(config: T5Config, method: Method, layers: int, args: argparse.Namespace) -> plan.Flops:

@@ -250,7 +250,7 @@ class LocalFiles(seqio.DataSource):
 
   def local_names(self, split: str) -> list[str]:
     """Names below $PTJ_LOCAL_DATA that a split's files may have, there or not."""
-    return [full for names in self._names(split) for full in _with_gz(names)]
+    return [name for names in self.alternatives(split) for name in names]
 
   def alternatives(self, split: str) -> list[list[str]]:
     """For each file of a split the names that it may have, as they are looked for."""

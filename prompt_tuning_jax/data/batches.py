@@ -417,15 +417,18 @@ def _tokenized_field(task: TokenizedTask, name: str) -> list[list[int]]:
   if name not in first:
     known = dict.fromkeys([*task.features, *first])
     raise ValueError(unknown_field(name, f'{task.name}, split {task.split!r},', known))
-  texts = [task.example(index)[name] for index in range(len(task))]
-  for index, text in enumerate(texts):
+  texts, is_answer = [], True
+  for index in range(len(task)):
+    example = task.example(index)
+    text = example[name]
     if not isinstance(text, str):
       raise ValueError(
           f'The template (PLACEMENT) names the field {name!r}, which is no text: in example '
           f'{index} of {task.name}, split {task.split!r}, it is {text!r}.'
       )
-  answers = [task.example(index).get('targets_pretokenized') for index in range(len(task))]
-  if all(text == answer for text, answer in zip(texts, answers)):
+    texts.append(text)
+    is_answer = is_answer and text == example.get('targets_pretokenized')
+  if is_answer:
     raise ValueError(
         f'The template (PLACEMENT) names the field {name!r}, which in {task.name}, split '
         f'{task.split!r}, is the answer: the model would read what it is to say. Put '

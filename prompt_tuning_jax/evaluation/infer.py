@@ -212,21 +212,26 @@ class _Inputs:
         key: unpack_prompt(backbone, p) for key, p in dict(zip(keys, prompts)).items()
     }
     self.injection, offsets = _join({key: i for key, (i, _) in unpacked.items()})
+    # So are the words of its template tokenised.
+    placements = {
+        key: as_placement(
+            placement or (manifest and manifest.placement) or 'prefix'
+        ).bind(backbone.vocabulary)
+        for key, (_, manifest) in unpacked.items()
+    }
     self._rows = []
     num_cut = 0
     for text, key in zip(texts, keys):
       injection, manifest = unpacked[key]
-      length, place = max_input_length, placement
+      length, place = max_input_length, placements[key]
       if manifest is not None:
         length = length or manifest.feature_lengths.get('inputs')
-        place = place or manifest.placement
-      placed = as_placement(place or 'prefix').bind(backbone.vocabulary)
-      fields = _encoded(text, placed, backbone.vocabulary)
-      ordinary = sum(map(len, fields.values())) + placed.num_anchor_tokens
+      fields = _encoded(text, place, backbone.vocabulary)
+      ordinary = sum(map(len, fields.values())) + place.num_anchor_tokens
       if length is not None and ordinary > length:
         num_cut += 1
       first_id = backbone.spec.vocab_size
-      row = placed(
+      row = place(
           fields.get('inputs', ()),
           (injection or Injection()).num_virtual_tokens,
           first_id,

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning_jax.methods.method import Method, check_method
-from prompt_tuning_jax.methods.p_tuning import PTuning
-from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.methods.layer_prompt import LayerPrompt
+from prompt_tuning_jax.methods.method import Method, VirtualTokens, check_method
 from prompt_tuning_jax.typing import KV_FIELDS, BackboneSpec, Injection, KeysValues
 
 
@@ -24,10 +23,10 @@ class InDecoder(Method):
 
   def __post_init__(self) -> None:
     check_method(self.prompt, 'InDecoder.prompt')
-    if not isinstance(self.prompt, (SoftPrompt, PTuning)):
+    if not isinstance(self.prompt, VirtualTokens) or isinstance(self.prompt, LayerPrompt):
       raise ValueError(
-          f'InDecoder.prompt is {type(self.prompt).__name__}; what stands in the decoder is a '
-          'SoftPrompt or PTuning. Several of them are combined outside: '
+          f'InDecoder.prompt is {type(self.prompt).__name__}; what stands in the decoder are '
+          'the rows of a SoftPrompt or PTuning. Several of them are combined outside: '
           'Combined([InDecoder(…), InDecoder(…)]). For keys and values in the decoder, set '
           "Prefix.sites = ('decoder',)."
       )

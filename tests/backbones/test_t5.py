@@ -176,17 +176,17 @@ def test_decoding_with_a_cache_equals_teacher_forcing(change, tiny_batch):
   params = jax.jit(module.init_params)(jax.random.key(2))
   batch = prepend_virtual(tiny_batch, config.vocab_size, 2)
   injection = Injection(jax.random.normal(jax.random.key(3), (2, config.d_model)))
-  model = module, params
+  assert_cached_decoding_is_forced(module, params, batch, injection)
+
+
+def assert_cached_decoding_is_forced(module, params, batch, injection):
+  """Token by token with a cache, the logits of real tokens are those of teacher forcing."""
+  model, source = (module, params), batch.encoder_input_tokens
   forced = _apply(model, batch, injection)
-  encoded = _apply(model, batch.encoder_input_tokens, injection, method='encode')
+  encoded = _apply(model, source, injection, method='encode')
   length = batch.decoder_input_tokens.shape[1]
   cache = module.apply(
-      {'params': params},
-      encoded,
-      batch.encoder_input_tokens,
-      length + 2,
-      injection,
-      method='init_cache',
+      {'params': params}, encoded, source, length + 2, injection, method='init_cache'
   )
   decode_step = jax.jit(functools.partial(module.apply, method='decode_step'))
   for step in range(length):

@@ -13,6 +13,7 @@ from prompt_tuning_jax.backbones.t5_stacks import REMAT_POLICIES
 from prompt_tuning_jax.evaluation.decoding import greedy
 from prompt_tuning_jax.evaluation.ranking import score_choices, sequence_scores
 from prompt_tuning_jax.typing import KV_FIELDS, POSITIONS, Batch, Injection
+from tests.backbones.test_t5 import assert_cached_decoding_is_forced
 from tests.conftest import TINY_CONFIG, assert_close, prepend_virtual
 
 ONE_LAYER = dataclasses.replace(TINY_CONFIG, num_encoder_layers=1, num_decoder_layers=1)
@@ -215,20 +216,7 @@ def test_every_site_of_a_prefix_changes_the_logits(site, tiny, tiny_batch):
 def test_decoding_with_a_cache_equals_teacher_forcing(config, positions, tiny_batch):
   module, params = make(config, seed=2)
   injection = prefix(config, positions=positions)
-  forced = _apply(module, params, tiny_batch, injection)
-  source = tiny_batch.encoder_input_tokens
-  encoded = _apply(module, params, source, injection, method='encode')
-  length = tiny_batch.decoder_input_tokens.shape[1]
-  cache = module.apply(
-      {'params': params}, encoded, source, length + 2, injection, method='init_cache'
-  )
-  decode_step = jax.jit(functools.partial(module.apply, method='decode_step'))
-  for step in range(length):
-    logits, cache = decode_step(
-        {'params': params}, tiny_batch.decoder_input_tokens[:, step], cache
-    )
-    counted = tiny_batch.decoder_loss_weights[:, step] > 0
-    assert_close(logits[counted], forced[:, step][counted], 1e-5, f'step {step}')
+  assert_cached_decoding_is_forced(module, params, tiny_batch, injection)
 
 
 @pytest.mark.slow

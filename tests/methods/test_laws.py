@@ -57,9 +57,9 @@ EXAMPLES = [
 ]
 
 
-def batch_for(method, *, input_length=6, target_length=3):
+def batch_for(method, examples=EXAMPLES, *, input_length=6, target_length=3):
   return make_batch(
-      EXAMPLES,
+      examples,
       input_length=input_length,
       target_length=target_length,
       vocab_size=TINY_CONFIG.vocab_size,
@@ -136,15 +136,7 @@ def test_decoding_scores_what_teacher_forcing_scores(method, backbone):
       {'inputs': example['inputs'], 'targets': [int(t) for t in answer if t]}
       for example, answer in zip(EXAMPLES, answers)
   ]
-  spoken = make_batch(
-      examples,
-      input_length=6,
-      target_length=3,
-      vocab_size=TINY_CONFIG.vocab_size,
-      num_virtual_tokens=method.num_virtual_tokens,
-      num_decoder_virtual_tokens=method.num_decoder_virtual_tokens,
-  )
-  scores = score_targets(module, params, spoken, injection)
+  scores = score_targets(module, params, batch_for(method, examples), injection)
   assert_close(found.scores_BK[:, 0], scores, 1e-5)
   ranked = score_choices(module, params, source, answers, injection)
   assert_close(np.diag(ranked), scores, 1e-5)

@@ -9,8 +9,6 @@ from prompt_tuning_jax.data.batches import EvalBatches, TrainBatches
 from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.seqio_source import import_seqio
 from prompt_tuning_jax.data.virtual_tokens import Template
-from prompt_tuning_jax.data.vocabulary import Vocabulary
-from tests.saved_backbone import VOCABULARY
 
 TEMPLATES = {'P36': 'The capital of [X] is [Y] .', 'P1376': '[Y] is ruled from [X] .'}
 FACTS = {
@@ -20,15 +18,7 @@ FACTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
-  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
-
-
-@pytest.fixture(scope='module')
-def vocabulary():
-  return Vocabulary(VOCABULARY)
+pytestmark = pytest.mark.usefixtures('own_folder')
 
 
 def write(path, rows):

@@ -7,23 +7,13 @@ import pytest
 
 from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.seqio_source import import_seqio
-from prompt_tuning_jax.data.vocabulary import Vocabulary
-from tests.saved_backbone import VOCABULARY
 
 PUB = 'name[Zizzi], eatType[pub], priceRange[£20-25], familyFriendly[yes], near[Café Rouge]'
 INN = 'name[The Inn], customer rating[5 out of 5]'
 ROWS = [(PUB, 'Zizzi, a pub.'), (INN, 'The "Inn" is rated 5 out of 5.'), (PUB, 'A pub: Zizzi.')]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
-  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
-
-
-@pytest.fixture(scope='module')
-def vocabulary():
-  return Vocabulary(VOCABULARY)
+pytestmark = pytest.mark.usefixtures('own_folder')
 
 
 def write(tmp_path, name, rows, opener=open):
