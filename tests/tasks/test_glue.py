@@ -7,8 +7,6 @@ import pytest
 
 from prompt_tuning_jax.data.cache import load_task, load_task_or_mixture
 from prompt_tuning_jax.data.seqio_source import import_seqio, mixture_members
-from prompt_tuning_jax.data.vocabulary import Vocabulary
-from tests.saved_backbone import VOCABULARY
 from tests.tasks import recorded
 
 # Task → its word in front and its metrics.
@@ -28,19 +26,7 @@ TASKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
-
-
-@pytest.fixture(scope='module')
-def t5_vocabulary(shared_data):
-  return Vocabulary(shared_data / 't5' / 'spiece.model')
-
-
-@pytest.fixture(scope='module')
-def vocabulary():
-  return Vocabulary(VOCABULARY)
+pytestmark = pytest.mark.usefixtures('own_cache')
 
 
 @pytest.mark.parametrize('task', TASKS)

@@ -19,14 +19,7 @@ DIAGNOSTICS = {
 SCORED_AS = ['{}_examples', 'taskless_{}_examples', 'taskless_{}']
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
-
-
-@pytest.fixture(scope='module')
-def t5_vocabulary(shared_data):
-  return Vocabulary(shared_data / 't5' / 'spiece.model')
+pytestmark = pytest.mark.usefixtures('own_cache')
 
 
 @pytest.mark.parametrize('task', TASKS)

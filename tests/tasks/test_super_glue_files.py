@@ -5,19 +5,9 @@ import pytest
 
 from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.seqio_source import import_seqio
-from prompt_tuning_jax.data.vocabulary import Vocabulary
-from tests.saved_backbone import VOCABULARY
 from tests.tasks.super_glue_samples import NEWS, OFFICIAL, PARTY, TASKS, TOLD, write_official, wsc
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
-
-
-@pytest.fixture(scope='module')
-def vocabulary():
-  return Vocabulary(VOCABULARY)
+pytestmark = pytest.mark.usefixtures('own_cache')
 
 
 CASES = [pytest.param(*key, *case, id=key[0]) for key, case in OFFICIAL.items()]
