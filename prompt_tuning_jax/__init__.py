@@ -21,6 +21,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.evaluation.evaluate import evaluate
   from prompt_tuning_jax.evaluation.infer import generate, rank
+  from prompt_tuning_jax.evaluation.report import evaluate_prompts
   from prompt_tuning_jax.methods.combined import Combined, InDecoder
   from prompt_tuning_jax.methods.deep_prompt import DeepPrompt
   from prompt_tuning_jax.methods.layer_prompt import LayerPrompt
@@ -45,6 +46,7 @@ _MODULES = {
     'initializers': '',
     'train': 'training.train',
     'evaluate': 'evaluation.evaluate',
+    'evaluate_prompts': 'evaluation.report',
     'generate': 'evaluation.infer',
     'rank': 'evaluation.infer',
     'loss_and_grad': 'training.step',
@@ -66,6 +68,7 @@ __all__ = [
     'initializers',
     'train',
     'evaluate',
+    'evaluate_prompts',
     'generate',
     'rank',
     'loss_and_grad',

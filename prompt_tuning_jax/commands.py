@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import warnings
@@ -17,10 +18,10 @@ from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.pretraining import Component
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
-from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
-from prompt_tuning_jax.evaluation.results import EvalResult
+from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
+from prompt_tuning_jax.evaluation.report import Report, evaluate_prompts
 from prompt_tuning_jax.export import restore_run
 from prompt_tuning_jax.jsonl import write_jsonl
 from prompt_tuning_jax.methods import method as method_lib
@@ -37,7 +38,7 @@ def evaluate(
     backbone: Backbone,
     task: str,
     split: str = 'validation',
-    prompt_file: str | None = None,
+    prompt_file: str | Sequence[str] | Mapping[str, Any] | None = None,
     checkpoint_path: str | None = None,
     method: Method | None = None,
     trainable: Any = None,
@@ -52,14 +53,15 @@ def evaluate(
     task_module: str = DEFAULT_TASK_MODULE,
     tfds_data_dir: str | None = None,
     cache_dir: str | None = None,
-) -> list[EvalResult]:
-  """Scores a prompt, a run, or the bare backbone on a task or every task of a mixture.
+) -> Report:
+  """Scores prompts, a run, or the bare backbone on a task or every task of a mixture.
 
   Args:
     backbone: the model; the one a run started from.
     task: name of a seqio task or mixture.
     split: its split.
-    prompt_file: an artifact or a `.npy` prompt, or
+    prompt_file: an artifact or a `.npy` prompt, or several, see
+      `prompt_paths.find_prompts`; or
     checkpoint_path: a run's folder or one `checkpoint_<step>` in it.
     method: the run's prompt method, where a checkpoint is named.
     trainable: the run's optimiser or labelling, where a checkpoint is named.
@@ -71,51 +73,52 @@ def evaluate(
     lengths: 'pad' or 'bucket'.
     decoding: how to generate; greedily up to the length of the targets where None. Its
       max_length may be None: as the prompt was trained.
-    output_dir: where metrics and predictions are written, if anywhere.
+    output_dir: where metrics, predictions and the report are written, if anywhere.
     task_module: module whose import registers the task.
     tfds_data_dir: folder of TensorFlow Datasets.
     cache_dir: folder of tokenised tasks.
 
   Returns:
-    The result of each task.
+    The results, which print as a line or a table.
   """
-  prompt, params, step = None, None, None
-  if prompt_file:
-    prompt = load_prompt(prompt_file)
-    feature_lengths = feature_lengths or prompt.manifest.feature_lengths or None
-  elif checkpoint_path:
-    run = restore_run(
-        checkpoint_path, backbone, method, trainable, best_metric=best_metric
-    )
-    prompt, params, step = run.injection, run.params, run.saved.step
-    feature_lengths = feature_lengths or run.description.get('feature_lengths')
-    placement = placement or run.description.get('placement')
-  if decoding is not None and decoding.max_length is None:
-    longest = (feature_lengths or {}).get('targets', Decoding.max_length)
-    decoding = dataclasses.replace(decoding, max_length=longest)
-  tasks = load_task_or_mixture(
+  vocabulary = vocabulary_of(backbone)
+  loaded = load_task_or_mixture(
       task,
       split,
-      vocabulary_of(backbone),
+      vocabulary,
       task_module=task_module,
       tfds_data_dir=tfds_data_dir,
       cache_dir=cache_dir,
   )
-  results = evaluate_lib.evaluate(
+  tasks = [of_task for of_task, _ in loaded]
+  prompts: Any = [None]
+  of_run: dict[str, Any] = {}
+  if prompt_file:
+    found = {of_task.name: find_prompts(prompt_file, of_task.name) for of_task in tasks}
+    # Each is read once, and all of them before the first is evaluated.
+    read = {path: load_prompt(path) for path in itertools.chain(*found.values())}
+    prompts = {name: [read[path] for path in paths] for name, paths in found.items()}
+  elif checkpoint_path:
+    run = restore_run(
+        checkpoint_path, backbone, method, trainable, best_metric=best_metric
+    )
+    prompts = [run.injection]
+    feature_lengths = feature_lengths or run.description.get('feature_lengths')
+    placement = placement or run.description.get('placement')
+    of_run = {'params': run.params, 'step': run.saved.step}
+  return evaluate_prompts(
       backbone,
-      prompt,
-      [of_task for of_task, _ in tasks],
+      prompts,
+      tasks,
       batch_size=batch_size or _BATCH_SIZE,
       feature_lengths=feature_lengths,
       placement=placement,
       method=eval_method,
       lengths=lengths,
       decoding=decoding,
-      params=params,
       output_dir=output_dir,
-      step=step,
+      **of_run,
   )
-  return list(results.values())
 
 
 def infer(
@@ -269,6 +272,9 @@ def _describe_component(part: Component) -> str:
 
 def report(result: Any) -> None:
   """Prints what a command returned: lines, or where the result is and its scores."""
+  if isinstance(result, Report):
+    print(result)
+    return
   if isinstance(result, list):
     for item in result:
       print(item)

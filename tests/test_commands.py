@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import gin
@@ -12,8 +13,10 @@ import pytest
 
 from prompt_tuning_jax import artifact, cli, commands
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.typing import Injection
 
 
@@ -100,14 +103,19 @@ def test_an_answer_stays_on_its_line():
 
 @pytest.fixture
 def evaluated(backbone, monkeypatch):
-  """Calls `evaluate` up to the library's function and returns what that is given."""
+  """Calls `evaluate` up to the evaluation itself and returns what that is given."""
+  examples = [{'inputs': 'a dog', 'targets': 'animal'}] * 70
+  task = TokenizedTask.from_examples(examples, backbone.vocabulary, name='a_task')
 
   def run(**kwargs):
     seen = {}
-    monkeypatch.setattr(commands, 'load_task_or_mixture', lambda *args, **others: [])
-    monkeypatch.setattr(
-        evaluate_lib, 'evaluate', lambda *args, **others: seen.update(others) or {}
-    )
+
+    def evaluator(*args, **settings):
+      seen.update(settings)
+      return lambda *call, **step: EvalResult('a_task', 'train', {'accuracy': 0.0}, [])
+
+    monkeypatch.setattr(commands, 'load_task_or_mixture', lambda *args, **others: [(task, 1.0)])
+    monkeypatch.setattr(evaluate_lib, 'Evaluator', evaluator)
     commands.evaluate(backbone=backbone, task='a_task', **kwargs)
     return seen
 
@@ -164,3 +172,40 @@ def test_a_resumed_run_that_ends_well_leaves_its_configuration(tmp_path):
   with commands.kept_config(str(tmp_path), 'A = 2\n'):
     assert _config(tmp_path) == 'A = 1\n'
   assert _config(tmp_path) == 'A = 2\n'
+
+
+def test_several_prompts_are_evaluated_into_a_table_and_files(
+    backbone, backbone_dir, tmp_path, capsys
+):
+  rng = np.random.default_rng(0)
+  for seed in range(2):
+    rows = rng.normal(size=(3, backbone.spec.d_model)).astype(np.float32)
+    artifact.save_prompt(
+        tmp_path / 'demo_gloss_category' / f'{seed}.safetensors', Injection(rows),
+        backbone=backbone, feature_lengths={'inputs': 64, 'targets': 4},
+    )  # fmt: skip
+  command = [
+      'evaluate', f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}',
+      '--gin.MIXTURE_OR_TASK_NAME=demo_gloss_category', '--gin.SPLIT=validation',
+      f'--gin.EVAL_OUTPUT_DIR={tmp_path}/out',
+  ]  # fmt: skip
+  pattern = f'--gin.PROMPT_FILE={tmp_path}/{{task}}/*.safetensors'
+  assert cli.main([*command, pattern]) == 0
+  printed, errors = capsys.readouterr()
+  report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+  (name,) = report['tasks']
+  accuracies = report['tasks'][name]['metrics']['accuracy']['values']
+  assert len(accuracies) == 2
+  assert f'{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f} |      480 |' in printed
+  assert errors.count('demo_gloss_category, validation: accuracy') == 2
+  both = repr([f'{tmp_path}/demo_gloss_category/{seed}.safetensors' for seed in range(2)])
+  assert cli.main([*command, f'--gin.PROMPT_FILE={both}', '--dry_run']) == 0
+  for where, message in [
+      (f'{tmp_path}/{{task}}/*.npy', 'no file .*/demo_gloss_category/.*.npy .for the task'),
+      (f"{{'other': '{tmp_path}/demo_gloss_category/0.safetensors'}}", 'no prompt for demo_gloss'),
+      ('[3]', 'expected a path, a list of paths, or a dict from tasks'),
+  ]:
+    assert cli.main([*command, f'--gin.PROMPT_FILE={where}']) == 2
+    assert re.search(message, capsys.readouterr().err)
+  assert cli.main(['infer', command[1], f'--gin.PROMPT_FILE={both}', 'a dog']) == 2
+  assert 'takes the path of one prompt' in capsys.readouterr().err

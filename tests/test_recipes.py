@@ -51,7 +51,8 @@ def test_an_overlay_says_in_its_first_line_what_it_changes():
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_path, capsys):
   command = _command(recipe)
-  flags = [f'--gin_file={recipe}', f'--gin.MODEL_DIR={tmp_path}/run', '--dry_run']
+  folder = 'EVAL_OUTPUT_DIR' if command == 'evaluate' else 'MODEL_DIR'
+  flags = [f'--gin_file={recipe}', f'--gin.{folder}={tmp_path}/run', '--dry_run']
   # A recipe may include another, so the texts of all of them are there.
   text = ''.join((config.gin_folder() / name).read_text() for name in FILES)
   if command == 'adapt':
@@ -64,7 +65,7 @@ def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_pat
   assert status == 0, errors
   assert errors == ''
   assert 'no weights are loaded' in printed
-  assert f'{command}.model_dir = %MODEL_DIR' in printed
+  assert re.search(rf'{command}.(model|output)_dir = %{folder}', printed)
   assert not (tmp_path / 'run').exists()
 
 

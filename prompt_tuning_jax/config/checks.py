@@ -21,6 +21,7 @@ from prompt_tuning_jax.data import buckets, cache
 from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.prompt_files import load_prompt
@@ -55,11 +56,11 @@ def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
       does not fit the backbone.
   """
   backbone = kwargs.get('backbone')
-  for argument in ('prompt_file', 'import_path'):
-    if kwargs.get(argument):
-      prompt = load_prompt(kwargs[argument])
-      if backbone is not None:
-        prompt.injection.check(backbone.spec)
+  where = kwargs.get('prompt_file') or kwargs.get('import_path')
+  for path in _paths_without_tasks(where) if where else ():
+    prompt = load_prompt(path)
+    if backbone is not None:
+      prompt.injection.check(backbone.spec)
   if command == 'convert' and not load.is_elsewhere(kwargs['where']):
     load.open_checkpoint(load.find(kwargs['where']), kwargs.get('max_distance'))
   split = 'train' if command == 'train' else kwargs.get('split')
@@ -124,7 +125,7 @@ def _check_train(
 def _check_evaluate(
     *,
     backbone: Backbone,
-    prompt_file: str | None = None,
+    prompt_file: Any = None,
     checkpoint_path: str | None = None,
     placement: Any = None,
     eval_method: str = 'rank',
@@ -138,7 +139,8 @@ def _check_evaluate(
         f'PROMPT_FILE={prompt_file} and CHECKPOINT_PATH={checkpoint_path} are both set; '
         'evaluate takes one of them.'
     )
-  _check_prompt_file(prompt_file)
+  if prompt_file:
+    _paths_without_tasks(prompt_file)
   if checkpoint_path:
     _check_checkpoint(checkpoint_path)
   if placement is not None:
@@ -170,7 +172,7 @@ def _check_infer(
 def _check_export(
     *,
     checkpoint_path: str | None,
-    output: str | None,
+    output: Any,
     export_path: str | None = None,
     **others: Any,
 ) -> None:
@@ -180,6 +182,7 @@ def _check_export(
         f'PROMPT_FILE is {output!r}, but export needs it: the artifact to write, or the one '
         'that goes to EXPORT_PATH. Set --gin.PROMPT_FILE=PATH.'
     )
+  _check_is_path(output)
   if export_path and os.path.lexists(export_path):
     raise FileExistsError(f'EXPORT_PATH {export_path} exists already and is not overwritten.')
   if checkpoint_path:
@@ -193,8 +196,9 @@ def _check_export(
     )
 
 
-def _check_import(*, import_path: str, output: str, **others: Any) -> None:
+def _check_import(*, import_path: str, output: Any, **others: Any) -> None:
   del others
+  _check_is_path(output)
   if os.path.lexists(output):
     raise FileExistsError(
         f'PROMPT_FILE {output} exists already and is not overwritten. Name the artifact to '
@@ -263,12 +267,39 @@ def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:
     )
 
 
-def _check_prompt_file(path: str | None) -> None:
+def _check_is_path(path: Any) -> None:
+  if path is not None and not isinstance(path, str):
+    raise ValueError(
+        f'PROMPT_FILE is {path!r}; this command takes the path of one prompt. Only evaluate '
+        'takes several.'
+    )
+
+
+def _check_prompt_file(path: Any) -> None:
+  _check_is_path(path)
   if path and not os.path.exists(path):
     raise FileNotFoundError(
         f'PROMPT_FILE: there is no file {path}. Name an artifact, such as the '
         'prompt.safetensors in the folder of a run, or a .npy prompt.'
     )
+
+
+def _paths_without_tasks(where: Any) -> list[str]:
+  """Paths of the prompts that are named without `{task}`, whose names only the tasks tell."""
+  if isinstance(where, Mapping):
+    patterns = [(task, p) for task, of in where.items() for p in _listed(of)]
+  else:
+    patterns = [('', pattern) for pattern in _listed(where)]
+  return [
+      path
+      for task, pattern in patterns
+      if task or '{task}' not in pattern
+      for path in find_prompts(pattern, task)
+  ]
+
+
+def _listed(paths: str | Sequence[str]) -> Sequence[str]:
+  return [paths] if isinstance(paths, str) else paths
 
 
 def _check_checkpoint(path: str) -> None:

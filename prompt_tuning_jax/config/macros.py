@@ -71,6 +71,15 @@ def _are_lengths(value: Any) -> bool:
 _TEXT = Kind('a text', _is_text, is_text=True)
 _TEXTS = Kind('a list of texts', _are_texts)
 _PATHS = Kind('a path or a list of paths', lambda v: _is_text(v) or _are_texts(v))
+_PROMPTS = Kind(
+    'a path, a list of paths, or a dict from tasks to these',
+    lambda v: (
+        all(map(_PATHS.accepts, v.values())) and bool(v)
+        if isinstance(v, Mapping)
+        else _PATHS.accepts(v)
+    ),
+    is_text=True,
+)
 _COUNT = Kind('a whole number, at least 1', lambda v: _is_whole(v) and v >= 1)
 _PERIOD = Kind('a whole number, 0 or more', lambda v: _is_whole(v) and v >= 0)
 # JAX keeps the lower 32 bits of a seed, so that 2**32 would be the seed 0 again.
@@ -238,9 +247,10 @@ MACROS: Mapping[str, Macro] = {
         True,
     ),
     'PROMPT_FILE': Macro(
-        'a tuned prompt: an artifact or the .npy of the original code',
+        'a tuned prompt: an artifact or the .npy of the original code; evaluate takes several '
+        "too ('/runs/{task}/*/prompt.safetensors', a list, a dict from tasks)",
         "'/tmp/run/prompt.safetensors'",
-        _TEXT,
+        _PROMPTS,
         True,
     ),
     'EXPORT_PATH': Macro(

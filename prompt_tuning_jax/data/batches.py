@@ -245,6 +245,7 @@ class EvalBatches:
 
   Attributes:
     batch_size: B, rows over all hosts.
+    rows: which of them are this host's.
     widths: the encoder widths that may occur, prompt included, ascending.
     target_length: T, the decoder's width without its prompt: the feature length.
   """
@@ -270,7 +271,7 @@ class EvalBatches:
     its rows over all hosts; rows beyond them are empty.
     """
     self.batch_size = batch_size
-    self._rows = _local_rows(batch_size, process_index, process_count)
+    self.rows = _local_rows(batch_size, process_index, process_count)
     self._source = _Source(
         task,
         feature_lengths,
@@ -302,10 +303,10 @@ class EvalBatches:
       indices = self._order[start : start + self.batch_size]
       longest = int(self._source.widths[indices].max())
       batch = self._source.batch(
-          [self._source.example(index) for index in indices[self._rows]],
+          [self._source.example(index) for index in indices[self.rows]],
           encoder_width=buckets_lib.narrowest(self.widths, longest),
           target_length=self.target_length,
-          batch_size=self._rows.stop - self._rows.start,
+          batch_size=self.rows.stop - self.rows.start,
       )
       yield batch, indices
 

@@ -11,8 +11,10 @@ batches, so that the batch size changes no score.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,8 +29,8 @@ from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.evaluation import hosts, ranking
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
-from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.prompt_files import load_prompt
@@ -65,6 +67,7 @@ class Evaluator:
       normalize_by_length: bool = False,
       output_dir: str | None = None,
       progress: bool = True,
+      needs_labels: bool = True,
   ):
     """Checks the task against the backbone.
 
@@ -85,6 +88,8 @@ class Evaluator:
       normalize_by_length: rank by the mean log-probability of a class's tokens.
       output_dir: where `inference_eval/` is written; None writes nothing.
       progress: whether to show a progress line.
+      needs_labels: whether a split without any label is refused; where it is not, it is
+        predicted and has no metrics. One that lacks only some is always refused.
 
     Raises:
       ValueError: if the split has no labels, the task was tokenised with another
@@ -95,7 +100,8 @@ class Evaluator:
           f'No evaluation method {method!r}; it may be {" or ".join(map(repr, METHODS))}.'
       )
     _check_vocabulary(backbone, task)
-    task.require_labels()
+    if needs_labels or task.has_labels:
+      task.require_labels()
     if feature_lengths is None:
       feature_lengths = {'inputs': 512, 'targets': task.longest('targets')}
     self.task = task
@@ -117,8 +123,13 @@ class Evaluator:
         num_decoder_virtual_tokens=num_decoder_virtual_tokens,
         placement=placement,
         lengths=lengths,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
-    self._targets = [task.target(index) for index in range(len(task))]
+    # What the metrics compare with; nothing where nothing is known.
+    self._targets = [
+        task.target(index) if task.has_labels else None for index in range(len(task))
+    ]
     self._metric_fns = list(task.metric_fns) or [metrics_lib.accuracy]
 
   def __call__(
@@ -147,19 +158,21 @@ class Evaluator:
       )
     model = (self._backbone.module, self._backbone.params if params is None else params)
     predict = self._rank if self._choices is not None else self._generate
-    predictions = [self._prediction(i, *p) for i, p in predict(model, injection)]
-    predictions.sort(key=lambda prediction: prediction['index'])
+    found = sorted(hosts.gathered(list(predict(model, injection))))
+    predictions = [self._prediction(*prediction) for prediction in found]
     result = EvalResult(
         task=self.task.name,
         split=self.task.split,
         metrics=self._score(
             [prediction['prediction'] for prediction in predictions],
             lambda: self._score_targets(model, injection),
-        ),
+        )
+        if self.task.has_labels
+        else {},
         predictions=predictions,
         step=step,
     )
-    if self._output_dir is not None:
+    if self._output_dir is not None and jax.process_index() == 0:
       write_result(result, self._output_dir)
     return result
 
@@ -174,7 +187,7 @@ class Evaluator:
       predictions.append(self._postprocessed(text, raw))
     return list(self._score(predictions, lambda: [0.0] * len(self.task)))
 
-  def _rank(self, model, injection) -> Iterator[tuple[int, tuple[str, dict]]]:
+  def _rank(self, model, injection) -> Iterator[tuple[int, str, dict[str, Any]]]:
     classes = self.task.label_classes
     for batch, numbers in self._each_batch('ranking'):
       scores_BC = ranking.score_choices(
@@ -188,9 +201,9 @@ class Evaluator:
       for number, best, scores_C in zip(
           numbers, ranking.best_choice(scores_BC), scores_BC.tolist()
       ):
-        yield number, (classes[best], {'scores': dict(zip(classes, scores_C))})
+        yield int(number), classes[best], {'scores': dict(zip(classes, scores_C))}
 
-  def _generate(self, model, injection) -> Iterator[tuple[int, tuple[str, dict]]]:
+  def _generate(self, model, injection) -> Iterator[tuple[int, str, dict[str, Any]]]:
     vocabulary = self._backbone.vocabulary
     for batch, numbers in self._each_batch('decoding'):
       tokens_BKT, scores_BK = jax.device_get(
@@ -203,10 +216,11 @@ class Evaluator:
           )
       )
       for number, tokens_T, score in zip(numbers, tokens_BKT[:, -1], scores_BK[:, -1]):
-        yield number, (vocabulary.decode(tokens_T), {'score': float(score)})
+        yield int(number), vocabulary.decode(tokens_T), {'score': float(score)}
 
   def _each_batch(self, what: str) -> Iterator[tuple[Any, np.ndarray]]:
-    yield from tqdm.tqdm(
+    """This process's rows of every batch, and the numbers of their examples."""
+    shown = tqdm.tqdm(
         self._batches,
         desc=f'{what} {self.task.name}',
         unit='batch',
@@ -214,15 +228,17 @@ class Evaluator:
         leave=False,
         file=sys.stderr,
     )
+    for batch, numbers in shown:
+      yield batch, numbers[self._batches.rows]
 
   def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
-    index = int(index)
     raw = self.task.example(index)
     inputs = raw.get('inputs_pretokenized')
     if inputs is None:
       inputs = self.task.vocabulary.decode(self.task[index]['inputs'])
     return {
         'index': index,
+        **{name: value for name, value in raw.items() if re.fullmatch('idx(/.*)?', name)},
         'inputs': inputs,
         'target': self._targets[index],
         'prediction_text': text,
@@ -253,11 +269,11 @@ class Evaluator:
 
   def _score_targets(self, model, injection) -> list[float]:
     """Log-probability of each example's own target."""
-    scores = np.zeros(len(self.task))
+    scores: list[tuple[int, float]] = []
     for batch, numbers in self._each_batch('scoring'):
       scores_B = np.asarray(ranking.score_targets(*model, batch, injection))
-      scores[numbers] = scores_B[: len(numbers)]
-    return scores.tolist()
+      scores += zip(numbers.tolist(), scores_B.tolist())
+    return [score for _, score in sorted(hosts.gathered(scores))]
 
 
 def evaluate(
@@ -281,6 +297,8 @@ def evaluate(
 ) -> EvalResult | dict[str, EvalResult]:
   """Scores a backbone with a prompt, or without one, on one or several tasks.
 
+  A split without labels (the test sets of SuperGLUE) is predicted and has no metrics.
+
   Args:
     backbone: the model.
     prompt: a loaded artifact or the path of one, an Injection, or None for the bare model.
@@ -292,7 +310,7 @@ def evaluate(
     placement: where the virtual tokens stand; default: as the prompt was trained.
     method: 'rank' or 'generate', see `Evaluator`.
     lengths: 'pad' or 'bucket'; the scores are the same.
-    decoding: how to generate.
+    decoding: how to generate. A max_length of None is as the prompt was trained.
     normalize_by_length: rank by mean log-probabilities.
     params: the backbone's weights, where they are not its own.
     output_dir: where `inference_eval/` is written; None writes nothing.
@@ -310,18 +328,22 @@ def evaluate(
       the backbone, or as `Evaluator`.
   """
   injection, manifest = unpack_prompt(backbone, prompt)
+  source = getattr(prompt, 'source', None) or (prompt if isinstance(prompt, str) else '')
   num_virtual_tokens, num_decoder_virtual_tokens = _virtual_tokens(injection)
   if manifest is not None:
     feature_lengths = feature_lengths or manifest.feature_lengths or None
     placement = placement or manifest.placement or None
     step = manifest.step if step is None else step
-  loaded = _load_tasks(backbone, tasks, split, task_settings)
+  if isinstance(decoding, Decoding) and decoding.max_length is None:
+    longest = (feature_lengths or {}).get('targets', Decoding.max_length)
+    decoding = dataclasses.replace(decoding, max_length=longest)
+  loaded = load_tasks(backbone, tasks, split, task_settings)
   results = {}
   for name, task in loaded.items():
     evaluator = Evaluator(
         backbone,
         task,
-        batch_size=min(batch_size, len(task)),
+        batch_size=_rows(batch_size, len(task)),
         feature_lengths=feature_lengths,
         placement=as_placement(placement or 'prefix'),
         num_virtual_tokens=num_virtual_tokens,
@@ -332,20 +354,26 @@ def evaluate(
         normalize_by_length=normalize_by_length,
         output_dir=output_dir,
         progress=progress,
+        needs_labels=False,
     )
-    results[name] = evaluator(injection, params, step=step)
+    result = evaluator(injection, params, step=step)
+    results[name] = dataclasses.replace(result, prompt=source)
   if list(results) == [tasks] or isinstance(tasks, TokenizedTask):
     return next(iter(results.values()))
   return results
 
 
-def _load_tasks(
+def load_tasks(
     backbone: Backbone,
     tasks: TokenizedTask | str | Sequence[TokenizedTask | str],
     split: str,
     settings: Mapping[str, Any],
 ) -> dict[str, TokenizedTask]:
-  """The tasks, those that were named loaded, by the names of their results."""
+  """The tasks, those that were named loaded, by the names of their results.
+
+  Raises:
+    ValueError: if there are none, or the same split is there twice; else as `load_task`.
+  """
   loaded: list[TokenizedTask] = []
   for task in [tasks] if isinstance(tasks, TokenizedTask | str) else tasks:
     if isinstance(task, str):
@@ -366,6 +394,12 @@ def _load_tasks(
         f'{", ".join(f"{task.name}/{task.split}" for task in loaded)}. Name each once.'
     )
   return named
+
+
+def _rows(batch_size: int, num_examples: int) -> int:
+  """No more rows than there are examples, but as many on every host."""
+  hosts_share = jax.process_count()
+  return min(batch_size, -(-num_examples // hosts_share) * hosts_share)
 
 
 def unpack_prompt(backbone: Backbone, prompt: AnyPrompt) -> tuple[Injection | None, Any]:

@@ -203,6 +203,29 @@ def mean_group_exact_match(
   return {'exact_match': 100.0 * float(np.mean([all(r) for r in groups.values()]))}
 
 
+def gender_parity(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
+  """AX-g's parity: share of the pairs whose two examples are answered alike.
+
+  Its examples come in pairs, one after the other, that differ by the gender of a pronoun
+  and have the same label (Rudinger et al., 2018).
+
+  Raises:
+    ValueError: if the examples are not pairs.
+  """
+  _check(targets, predictions)
+  unlike = [n for n in range(0, len(targets) - 1, 2) if targets[n] != targets[n + 1]]
+  if len(targets) % 2 or unlike:
+    what = f'examples {unlike[0]} and {unlike[0] + 1} differ in their label' if unlike else (
+        f'there are {len(targets)}'
+    )
+    raise ValueError(
+        f'Gender parity is of pairs of examples, one after the other, with one label: {what}. '
+        'Evaluate the whole of AX-g, in the order of its file.'
+    )
+  alike = [a == b for a, b in zip(predictions[::2], predictions[1::2], strict=True)]
+  return {'gender_parity': 100.0 * float(np.mean(alike))}
+
+
 def rank_classification(
     targets: Sequence[tuple[Sequence[int], bool, float, int]],
     scores: Sequence[float],

@@ -17,11 +17,14 @@ class EvalResult:
   Attributes:
     task: name of the task.
     split: its split.
-    metrics: the task's metrics over all examples, in percent.
-    predictions: for each example, in the task's order: `index`, `inputs` (text),
+    metrics: the task's metrics over all examples, in percent; none where the split has no
+      labels.
+    predictions: for each example, in the task's order: `index`, its own numbers where it
+      has some (`idx`, or `idx/question` and the like), `inputs` (text),
       `target` (what metrics compare), `prediction_text`, `prediction` (postprocessed),
       and `scores` of all choices (ranking) or the `score` of the text (generation).
     step: training step of the prompt, if known.
+    prompt: where the prompt came from, if known.
   """
 
   task: str
@@ -29,9 +32,11 @@ class EvalResult:
   metrics: dict[str, float]
   predictions: list[dict[str, Any]]
   step: int | None = None
+  prompt: str = ''
 
   def __repr__(self) -> str:
     scores = ', '.join(f'{name} {value:.2f}' for name, value in self.metrics.items())
+    scores = scores or 'predicted, no labels to score with'
     return f'{self.task}, {self.split}: {scores} ({len(self.predictions):,} examples)'
 
 
@@ -52,5 +57,6 @@ def write_result(result: EvalResult, output_dir: str | os.PathLike[str]) -> None
       for record in read_jsonl(path)
       if {key: record.get(key) for key in place} != place
   ]
-  write_jsonl(path, [*records, place | result.metrics])
+  if result.metrics:
+    write_jsonl(path, [*records, place | result.metrics])
   write_jsonl(os.path.join(folder, f'{name}-predictions.jsonl'), result.predictions)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
-# The tasks and the metrics whose mean is a task's score. The diagnostics are not part of it.
+# The tasks and the metrics whose mean is a task's score.
 METRICS = {
     'boolq': ('accuracy',),
     'cb': ('accuracy', 'mean_3class_f1'),
@@ -22,8 +22,17 @@ METRICS = {
     'wsc': ('accuracy',),
 }
 
+# Reported beside the score, not part of it.
+DIAGNOSTICS = ('axb', 'axg')
+
 # What evaluation writes of a task: `taskless_super_glue_cb_v102`, or `…/validation` behind it.
 _NAME = re.compile(r'(?:taskless_)?super_glue_([a-z]+)_v102(?:_simple_eval)?(?:/.*)?')
+
+
+def task_of(name: str) -> str | None:
+  """'cb' of 'taskless_super_glue_cb_v102' and the like; None of tasks of others."""
+  match = _NAME.fullmatch(name)
+  return match.group(1) if match and match.group(1) in (*METRICS, *DIAGNOSTICS) else None
 
 
 def super_glue_score(metrics: Mapping[str, Mapping[str, float]]) -> float:
@@ -49,8 +58,7 @@ def task_scores(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
   """
   found: dict[str, list[str]] = {task: [] for task in METRICS}
   for name in metrics:
-    match = _NAME.fullmatch(name)
-    task = match.group(1) if match else name
+    task = task_of(name) or name
     if task in found:
       found[task].append(name)
   problems = []

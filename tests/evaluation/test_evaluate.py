@@ -278,14 +278,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     evaluator(None)
   with pytest.raises(ValueError, match='virtual_embeddings has shape'):
     evaluate(backbone, Injection(np.zeros((5, 3))), task)
-  unlabelled = classification(backbone)
-  unlabelled.manifest['unlabelled'] = {'count': len(unlabelled), 'first': 0}
-  with pytest.raises(ValueError, match='has no labels'):
-    evaluate(backbone, None, unlabelled)
+  partly = classification(backbone)
+  partly.manifest['unlabelled'] = {'count': 2, 'first': 0}
+  with pytest.raises(ValueError, match='has no label for 2 of its 7 examples'):
+    evaluate(backbone, None, partly)
   foreign = classification(backbone)
   foreign.manifest['vocabulary'] = {'fingerprint': 'f' * 64}
   with pytest.raises(ValueError, match='toy, .* was tokenised with another vocabulary'):
     evaluate(backbone, None, foreign)
+
+
+def test_what_has_no_labels_is_predicted_but_not_scored(backbone, ranked, tmp_path):
+  unlabelled = classification(backbone)
+  unlabelled.manifest['unlabelled'] = {'count': len(unlabelled), 'first': 0}
+  result = evaluate(backbone, None, unlabelled, output_dir=str(tmp_path), **SHAPE)
+  assert result.metrics == {}
+  assert repr(result) == 'toy, train: predicted, no labels to score with (7 examples)'
+  assert [p['target'] for p in result.predictions] == [None] * 7
+  assert os.listdir(tmp_path / 'inference_eval') == ['toy-predictions.jsonl']
+  labelled = evaluate(backbone, None, classification(backbone), **SHAPE)
+  assert [p['scores'] for p in result.predictions] == [
+      p['scores'] for p in labelled.predictions
+  ]
+  # Training has to know how good a prompt is.
+  with pytest.raises(ValueError, match='has no labels'):
+    Evaluator(backbone, unlabelled, **SHAPE)
 
 
 def test_a_result_prints_its_scores(ranked):

@@ -209,3 +209,12 @@ def test_an_example_without_a_reference_is_refused(metric):
     metric([['a b'], []], ['a b', 'c'])
   with pytest.raises(ValueError, match='no examples'):
     metric([], [])
+
+
+def test_gender_parity_is_the_share_of_pairs_answered_alike():
+  targets = [0, 0, 1, 1, 0, 0, 1, 1]
+  assert metrics.gender_parity(targets, [0, 0, 0, 1, 1, 1, -1, 0]) == {'gender_parity': 50.0}
+  with pytest.raises(ValueError, match='with one label: there are 3'):
+    metrics.gender_parity([0, 0, 1], [0, 0, 1])
+  with pytest.raises(ValueError, match='examples 2 and 3 differ in their label'):
+    metrics.gender_parity([0, 0, 1, 0], [0, 0, 1, 1])

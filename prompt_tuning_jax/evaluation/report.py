@@ -1,0 +1,248 @@
+"""Several prompts on several tasks: scores as mean ± deviation, and averages over tasks.
+
+    report = evaluate_prompts(backbone, ['seed_0.safetensors', 'seed_1.safetensors'], 'lama_trex')
+    print(report)                 # a table
+    report.averages               # {'mean of 41 tasks, hit_at_1': [45.1, 45.6]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.provenance import library_version
+from prompt_tuning_jax.data.tokenized_task import TokenizedTask
+from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.evaluation import super_glue
+from prompt_tuning_jax.evaluation.evaluate import AnyPrompt
+from prompt_tuning_jax.evaluation.leaderboard import write_leaderboard
+from prompt_tuning_jax.evaluation.results import EvalResult
+
+SUPER_GLUE_SCORE = 'SuperGLUE, mean of 8 tasks'
+
+_TASK_SETTINGS = ('task_module', 'tfds_data_dir', 'cache_dir')
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report:
+  """Results of several prompts, or none, on one or several tasks.
+
+  Attributes:
+    results: for each task's name the result of each prompt, in the order of the prompts.
+  """
+
+  results: Mapping[str, Sequence[EvalResult]]
+
+  def scores(self, task: str) -> dict[str, list[float]]:
+    """A task's metrics, each with its value for every prompt."""
+    results = self.results[task]
+    return {name: [r.metrics[name] for r in results] for name in results[0].metrics}
+
+  @functools.cached_property
+  def averages(self) -> dict[str, list[float]]:
+    """Means over tasks: SuperGLUE's score, or of each metric that all tasks have.
+
+    There is a value for every prompt where all tasks have as many, the first prompts of all
+    tasks together, the second ones, and so on; else one, of the means over prompts.
+    """
+    counts = {len(results) for results in self.results.values()}
+    rows = [
+        {task: results[number].metrics for task, results in self.results.items()}
+        for number in range(counts.pop() if len(counts) == 1 else 0)
+    ] or [
+        {
+            task: {name: statistics.fmean(values) for name, values in self.scores(task).items()}
+            for task in self.results
+        }
+    ]
+    if self._super_glue_tasks >= set(super_glue.METRICS) and all(
+        results[0].metrics for results in self.results.values()
+    ):
+      return {SUPER_GLUE_SCORE: [super_glue.super_glue_score(row) for row in rows]}
+    names = [*map(set, rows[0].values())]
+    if len(names) < 2 or self._super_glue_tasks:
+      return {}
+    return {
+        f'mean of {len(names)} tasks, {name}': [
+            statistics.fmean(metrics[name] for metrics in row.values()) for row in rows
+        ]
+        for name in rows[0][next(iter(rows[0]))]
+        if all(name in metrics for metrics in names)
+    }
+
+  @property
+  def _super_glue_tasks(self) -> set[str]:
+    return {super_glue.task_of(task) for task in self.results} - {None}
+
+  @property
+  def notes(self) -> list[str]:
+    """What the table does not say of itself."""
+    notes = []
+    if any(len(results) > 1 for results in self.results.values()):
+      notes.append('± is the standard deviation of the sample, over prompts.')
+    missing = [task for task in super_glue.METRICS if task not in self._super_glue_tasks]
+    if len(self._super_glue_tasks) > 1 and missing:
+      notes.append(f'No SuperGLUE score: {", ".join(missing)} missing.')
+    unlabelled = [task for task, results in self.results.items() if not results[0].metrics]
+    if unlabelled:
+      notes.append(f'Predicted, not scored, having no labels: {", ".join(unlabelled)}.')
+    return notes
+
+  def __repr__(self) -> str:
+    all_results = [result for results in self.results.values() for result in results]
+    if len(all_results) == 1:
+      return repr(all_results[0])
+    return '\n'.join([_table(self._rows()), *(['', *self.notes] if self.notes else [])])
+
+  def _rows(self) -> list[tuple[str, ...]]:
+    rows = [('task', 'split', 'metric', 'score', 'examples', 'prompts')]
+    for task, results in self.results.items():
+      counts = f'{len(results[0].predictions):,}', f'{len(results)}'
+      for name, values in (self.scores(task) or {'none': [math.nan]}).items():
+        rows.append((task, results[0].split, name, mean_and_deviation(values), *counts))
+    for name, values in self.averages.items():
+      rows.append((name, '', '', mean_and_deviation(values), '', f'{len(values)}'))
+    return rows
+
+  def as_dict(self) -> dict[str, Any]:
+    """The same as plain data, for `report.json`."""
+    return {
+        'tasks': {
+            task: {
+                'split': results[0].split,
+                'examples': len(results[0].predictions),
+                'prompts': [result.prompt for result in results],
+                'metrics': {name: _described(v) for name, v in self.scores(task).items()},
+            }
+            for task, results in self.results.items()
+        },
+        'averages': {name: _described(values) for name, values in self.averages.items()},
+        'notes': self.notes,
+        'library_version': library_version(),
+    }
+
+  def write(self, folder: str | os.PathLike[str]) -> None:
+    """Writes `report.md`, `report.json` and, of SuperGLUE, the files of the leaderboard.
+
+    Those lie in `super_glue/`, or of several prompts in `prompt_0/super_glue/` and so on.
+    """
+    os.makedirs(folder, exist_ok=True)
+    text = '\n'.join([_table(self._rows()), *(f'\n{note}' for note in self.notes)])
+    for name, content in (
+        ('report.md', text + '\n'),
+        ('report.json', json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + '\n'),
+    ):
+      path = os.path.join(folder, name)
+      with open(path + '.tmp', 'w', encoding='utf-8') as file:
+        file.write(content)
+      os.replace(path + '.tmp', path)
+    count = max(map(len, self.results.values()))
+    for number in range(count):
+      of_prompt = [results[number] for results in self.results.values() if number < len(results)]
+      # Nobody submits the examples that were trained on, and their numbers may repeat.
+      submitted = [r for r in of_prompt if not r.split.startswith('train')]
+      write_leaderboard(submitted, os.path.join(prompt_folder(folder, number, count), 'super_glue'))
+
+
+def evaluate_prompts(
+    backbone: Backbone,
+    prompts: Sequence[AnyPrompt] | Mapping[str, Sequence[AnyPrompt]],
+    tasks: TokenizedTask | str | Sequence[TokenizedTask | str],
+    *,
+    split: str = 'validation',
+    output_dir: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Report:
+  """Scores several prompts on one or several tasks; see `evaluate`, which does one.
+
+  Args:
+    backbone: the model.
+    prompts: the prompts, each to be evaluated on every task; or for each task's name its
+      own. None among them is the bare model.
+    tasks: names of seqio tasks or mixtures, or loaded splits.
+    split: the split of what is named.
+    output_dir: receives metrics and predictions as each is done (of several prompts in
+      `prompt_0/` and so on), then what `Report.write` writes.
+    progress: whether to show progress, and every result as it comes.
+    **settings: as `evaluate` takes them.
+
+  Raises:
+    ValueError: if a task has no prompts; else as `evaluate`.
+  """
+  of_tasks = {name: settings.pop(name) for name in _TASK_SETTINGS if name in settings}
+  loaded = evaluate_lib.load_tasks(backbone, tasks, split, of_tasks)
+  own = prompts if isinstance(prompts, Mapping) else dict.fromkeys(loaded, prompts)
+  if missing := [name for name in loaded if not own.get(name)]:
+    raise ValueError(
+        f'There is no prompt for {", ".join(missing)}. Give every task at least one (None is '
+        f'the model alone); there are some for {", ".join(own) or "no task"}.'
+    )
+  count = max(len(own[name]) for name in loaded)
+  results: dict[str, list[EvalResult]] = {}
+  for name, task in loaded.items():
+    for number, prompt in enumerate(own[name]):
+      result = evaluate_lib.evaluate(
+          backbone,
+          prompt,
+          task,
+          output_dir=output_dir and prompt_folder(output_dir, number, count),
+          progress=progress,
+          **settings,
+      )
+      results.setdefault(name, []).append(result)
+      if progress and len(loaded) * count > 1:
+        print(result, file=sys.stderr)
+  report = Report(results)
+  if output_dir is not None and jax.process_index() == 0:
+    report.write(output_dir)
+  return report
+
+
+def prompt_folder(folder: str | os.PathLike[str], number: int, count: int) -> str:
+  """Where the files of one of `count` prompts lie."""
+  return os.path.join(folder, f'prompt_{number}') if count > 1 else os.fspath(folder)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+  """'71.43 ± 1.79', the mean and the sample's standard deviation; of one value, itself."""
+  if len(values) == 1:
+    return '' if math.isnan(values[0]) else f'{values[0]:.2f}'
+  return f'{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}'
+
+
+def _described(values: Sequence[float]) -> dict[str, Any]:
+  return {
+      'mean': statistics.fmean(values),
+      'std': statistics.stdev(values) if len(values) > 1 else None,
+      'values': list(values),
+  }
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+  """Rows, the first of them names, as a table that Markdown knows; numbers to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  numeric = [name in ('score', 'examples', 'prompts') for name in rows[0]]
+
+  def line(cells: Sequence[str]) -> str:
+    padded = (
+        cell.rjust(width) if right else cell.ljust(width)
+        for cell, width, right in zip(cells, widths, numeric, strict=True)
+    )
+    return f'| {" | ".join(padded)} |'
+
+  ruler = [
+      '-' * (width - 1) + ':' if right else '-' * width
+      for width, right in zip(widths, numeric, strict=True)
+  ]
+  return '\n'.join([line(rows[0]), line(ruler), *map(line, rows[1:])])
