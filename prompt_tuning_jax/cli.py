@@ -60,9 +60,11 @@ _COMMANDS = {
         'command run again goes on where it stopped.',
     ),
     'evaluate': _Command(
-        'metrics and predictions of a prompt, a run, or the bare model on a task',
-        'Evaluates PROMPT_FILE (an artifact or a .npy prompt), or what a run left in '
-        'CHECKPOINT_PATH, or the backbone alone where neither is set.',
+        'metrics and predictions of prompts, a run, or the bare model on a task or mixture',
+        'Evaluates PROMPT_FILE (an artifact or a .npy prompt; several give mean ± standard '
+        'deviation), or what a run left in CHECKPOINT_PATH, or the backbone alone where neither '
+        "is set. Of SuperGLUE's mixture it prints the score, and EVAL_OUTPUT_DIR receives the "
+        "leaderboard's files.",
     ),
     'infer': _Command(
         'text in, text or ranked labels out',
