@@ -1,16 +1,23 @@
 """The one file that names mesh axes: where the arrays of a model lie on its devices.
 
-Parameters and activations carry T5X's logical axis names (`embed`, `mlp`, `heads`, …).
-Rules map those to the axes of a mesh, `data` and `model`, so that the same model runs on
-one device, or split over many.
+Parameters carry T5X's logical axis names (`embed`, `mlp`, `heads`, …). Rules map those to
+the axes of a mesh, `data` and `model`, so that the same model runs on one device, or split
+over many. Batches are split over `data`, and so are activations where layers meet
+(`constrain_rows`): without that, XLA follows parameters that are split over `data` into
+computing every example on every device. Prompts are small and are copied everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from prompt_tuning_jax.typing import Array, PyTree
 
 # Logical axis → mesh axis; None replicates. T5X's rules for parameters that are split over
 # `model` and batches that are split over `data`.
@@ -24,6 +31,11 @@ DEFAULT_RULES: Rules = (
     ('embed', None),
     ('layers', None),
     ('relpos_buckets', None),
+)
+# Parameters are split over `data` as well, and gathered layer by layer: for models too large
+# for the devices of `model` (T5X's parameter_partitioning_dims=2).
+FULLY_SHARDED_RULES: Rules = tuple(
+    (axis, 'data' if axis == 'embed' else of_mesh) for axis, of_mesh in DEFAULT_RULES
 )
 MESH_AXES = ('data', 'model')
 
@@ -92,3 +104,125 @@ def sharding(
     fits = mesh_axis and mesh_axis not in partitions and size % mesh.shape[mesh_axis] == 0
     partitions.append(mesh_axis if fits else None)
   return NamedSharding(mesh, PartitionSpec(*partitions))
+
+
+def constrain_rows(x: Array) -> Array:
+  """`x` [B, …] split by rows over the devices of the current mesh; without one as it is.
+
+  So it is where the devices do not divide the rows.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or x.shape[0] % mesh.shape['data']:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec('data', *(None,) * (x.ndim - 1)))
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh | None) -> Iterator[None]:
+  """Programs that are traced in this context know the mesh; None is one device."""
+  with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+    yield
+
+
+def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
+  """Raises ValueError unless the devices of `data` divide the rows of a batch.
+
+  Args:
+    mesh: the devices.
+    rows: rows of a batch, over all of them.
+    what: how the message names the rows, `{}` for their number.
+  """
+  count = 1 if mesh is None else mesh.shape['data']
+  if rows % count:
+    below, above = rows // count * count, -(-rows // count) * count
+    raise ValueError(
+        f'{what.format(rows)} does not divide among the {count} parts into which the mesh '
+        f'{dict(mesh.shape)} splits a batch. Use {" or ".join(str(n) for n in (below, above) if n)}'
+        ', or more devices for a copy of the model (NUM_PARTITIONS).'
+    )
+
+
+def data_share(mesh: Mesh | None) -> tuple[int, int]:
+  """(index, count): which part of every batch this process brings, of how many.
+
+  Processes whose devices hold the same rows, for they share a copy of the model, bring the
+  same part. Without a mesh each process has a model of its own.
+  """
+  if mesh is None:
+    return jax.process_index(), jax.process_count()
+  rows_of: dict[int, set[int]] = {}
+  for (row, *_), device in np.ndenumerate(mesh.devices):
+    rows_of.setdefault(device.process_index, set()).add(row)
+  parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+  if sum(map(len, parts)) != mesh.shape['data']:
+    raise ValueError(
+        f'The mesh {dict(mesh.shape)} lies across {len(rows_of)} processes so that they hold '
+        f'rows of batches that overlap in part: {parts}. Let NUM_PARTITIONS divide the devices '
+        'of a process, or be a multiple of them.'
+    )
+  return parts.index(tuple(sorted(rows_of[jax.process_index()]))), len(parts)
+
+
+def place_rows(tree: PyTree, mesh: Mesh | None) -> PyTree:
+  """Arrays [B, …] of this process's rows, split over the devices; None leaves them alone.
+
+  Rows that the devices do not divide are copied to all of them, in one process.
+  """
+  if mesh is None:
+    return tree
+  _, count = data_share(mesh)
+
+  def place(rows: Any) -> Array:
+    rows = np.asarray(rows)
+    whole = (rows.shape[0] * count, *rows.shape[1:])
+    divides = whole[0] % mesh.shape['data'] == 0
+    spec = PartitionSpec('data' if divides else None, *(None,) * (rows.ndim - 1))
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), rows, whole)
+
+  return jax.tree.map(place, tree)
+
+
+class PlacedBatches:
+  """Batches by their step, each with its rows split over the devices."""
+
+  def __init__(self, batches: Any, mesh: Mesh | None):
+    self._batches = batches
+    self._mesh = mesh
+
+  def __getitem__(self, step: int) -> PyTree:
+    return place_rows(self._batches[step], self._mesh)
+
+
+def own_rows(x: Array) -> np.ndarray:
+  """The rows of `x` [B, …] that this process's devices hold, in their order."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
+  """A tree whose arrays lie on every device of the mesh, but for those that lie on it already.
+
+  Args:
+    tree: of arrays that are the same in every process.
+    mesh: the devices; None leaves the tree as it is.
+  """
+  if mesh is None:
+    return tree
+  everywhere = NamedSharding(mesh, PartitionSpec())
+
+  def place(x: Any) -> Array:
+    if isinstance(x, jax.Array) and getattr(x.sharding, 'mesh', None) == mesh:
+      return x
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.device_put(x, everywhere)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
+
+  return jax.tree.map(place, tree)
+
+
+def everywhere(mesh: Mesh | None) -> NamedSharding | None:
+  """The placement of what every device holds; None without a mesh."""
+  return None if mesh is None else NamedSharding(mesh, PartitionSpec())

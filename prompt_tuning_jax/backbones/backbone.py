@@ -8,6 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import Array, BackboneSpec, PyTree
@@ -21,6 +22,7 @@ class Backbone:
     module: the Linen module that computes `(params, Batch, Injection) → logits`.
     vocabulary: the vocabulary it was trained with.
     source: where the weights come from.
+    mesh: the devices that the weights are split over; None is one device.
   """
 
   def __init__(
@@ -32,11 +34,13 @@ class Backbone:
       *,
       source: str = '',
       fingerprint: Callable[[PyTree], str] | str = '',
+      mesh: Mesh | None = None,
   ):
     self.name = name
     self.module = module
     self.vocabulary = vocabulary
     self.source = source
+    self.mesh = mesh
     self._load_params = load_params
     self._fingerprint = fingerprint
 

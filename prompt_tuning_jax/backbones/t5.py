@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from prompt_tuning_jax.backbones.t5_config import T5Config
 from prompt_tuning_jax.backbones.t5_layers import float32_product, place_virtual
 from prompt_tuning_jax.backbones.t5_stacks import Decoder, DecoderCache, Encoder
+from prompt_tuning_jax.partitioning import constrain_rows
 from prompt_tuning_jax.typing import (
     Array,
     BackboneSpec,
@@ -49,7 +50,7 @@ class _TokenEmbedder(nn.Module):
     x = jnp.asarray(self.embedding).at[tokens].get(mode='clip').astype(self.dtype)
     if virtual_embeddings_PD is not None:
       x = place_virtual(x, virtual_embeddings_PD, tokens - self.vocab_size)
-    return x
+    return constrain_rows(x)
 
   def attend(self, x_BTD: Array) -> Array:
     """Logits [B, T, V] in float32 of an output layer that is the table itself."""

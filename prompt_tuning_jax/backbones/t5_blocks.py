@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from prompt_tuning_jax.backbones import t5_layers
 from prompt_tuning_jax.backbones.t5_config import T5Config
+from prompt_tuning_jax.partitioning import constrain_rows
 from prompt_tuning_jax.typing import Array, KeysValues
 
 # Keys and values [L, P, N, H] that the decoder's layers see in self- and cross-attention.
@@ -75,9 +76,8 @@ class _Layer(nn.Module):
     return None
 
   def _residual(self, x: Array, update: Array, enable_dropout: bool) -> Array:
-    return x + t5_layers.dropout(
-        update, self.dropout_rate, self._dropout_rng(enable_dropout)
-    )
+    update = t5_layers.dropout(update, self.dropout_rate, self._dropout_rng(enable_dropout))
+    return constrain_rows(x + update)
 
 
 def relative_position_bias(

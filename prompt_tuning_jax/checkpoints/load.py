@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import hf, hub, native, orbax, placing, t5x
@@ -36,6 +37,7 @@ def load_backbone(
     *,
     dtype: str = 'float32',
     mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
     param_dtype: str | None = None,
     max_distance: int | None = None,
     vocabulary: Vocabulary | str | os.PathLike[str] | None = None,
@@ -58,6 +60,7 @@ def load_backbone(
     dtype: type of the computation, 'float32' or 'bfloat16'.
     mesh: the devices that the weights are split over (`partitioning.make_mesh`), read
       straight into their shards; one device where None.
+    rules: which axes of the weights are split over which axis of the mesh.
     param_dtype: type the weights are held in; `dtype` unless named. A model whose
       weights will be trained in bfloat16 arithmetic should hold them in float32.
     max_distance: maximal relative distance of the attention bias. T5X checkpoints do
@@ -87,7 +90,7 @@ def load_backbone(
   held_as = jnp.dtype(param_dtype or dtype)
 
   def load_params() -> PyTree:
-    return placing.load_params(checkpoint.weights, config, held_as, mesh=mesh)
+    return placing.load_params(checkpoint.weights, config, held_as, mesh=mesh, rules=rules)
 
   def content_hash(params: PyTree) -> str:
     # Of the files, not of `params`: it must not depend on the type they are held in.
@@ -107,6 +110,7 @@ def load_backbone(
       load_params=load_params,
       source=path,
       fingerprint=checkpoint.fingerprint or content_hash,
+      mesh=mesh,
   )
 
 

@@ -22,7 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
@@ -114,6 +116,9 @@ class Evaluator:
     self._choices = None
     if method == 'rank' and task.label_classes:
       self._choices = ranking.encode_choices(task.label_classes, backbone.vocabulary)
+    # On a mesh the devices divide the rows of a batch; those beyond the examples are empty.
+    batch_size = _divisible(batch_size, backbone.mesh)
+    share, shares = partitioning.data_share(backbone.mesh)
     self._batches = EvalBatches(
         task,
         batch_size,
@@ -123,8 +128,8 @@ class Evaluator:
         num_decoder_virtual_tokens=num_decoder_virtual_tokens,
         placement=placement,
         lengths=lengths,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
     # What the metrics compare with; nothing where nothing is known.
     self._targets = [
@@ -158,8 +163,11 @@ class Evaluator:
       )
     model = (self._backbone.module, self._backbone.params if params is None else params)
     predict = self._rank if self._choices is not None else self._generate
-    found = sorted(hosts.gathered(list(predict(model, injection))))
-    predictions = [self._prediction(*prediction) for prediction in found]
+    with partitioning.on(self._backbone.mesh):
+      found = hosts.gathered(list(predict(model, injection)))
+    # Processes that share a copy of the model found the same.
+    found = {number: prediction for number, *prediction in found}
+    predictions = [self._prediction(number, *found[number]) for number in sorted(found)]
     result = EvalResult(
         task=self.task.name,
         split=self.task.split,
@@ -197,7 +205,7 @@ class Evaluator:
           injection,
           normalize_by_length=self._normalize_by_length,
       )
-      scores_BC = np.asarray(scores_BC)
+      scores_BC = partitioning.own_rows(scores_BC)
       for number, best, scores_C in zip(
           numbers, ranking.best_choice(scores_BC), scores_BC.tolist()
       ):
@@ -206,15 +214,14 @@ class Evaluator:
   def _generate(self, model, injection) -> Iterator[tuple[int, str, dict[str, Any]]]:
     vocabulary = self._backbone.vocabulary
     for batch, numbers in self._each_batch('decoding'):
-      tokens_BKT, scores_BK = jax.device_get(
-          self._decoding(
-              *model,
-              batch.encoder_input_tokens,
-              injection,
-              eos_id=vocabulary.eos_id,
-              numbers=numbers,
-          )
+      decoded = self._decoding(
+          *model,
+          batch.encoder_input_tokens,
+          injection,
+          eos_id=vocabulary.eos_id,
+          numbers=numbers,
       )
+      tokens_BKT, scores_BK = map(partitioning.own_rows, decoded)
       for number, tokens_T, score in zip(numbers, tokens_BKT[:, -1], scores_BK[:, -1]):
         yield int(number), vocabulary.decode(tokens_T), {'score': float(score)}
 
@@ -229,7 +236,8 @@ class Evaluator:
         file=sys.stderr,
     )
     for batch, numbers in shown:
-      yield batch, numbers[self._batches.rows]
+      placed = partitioning.place_rows(batch, self._backbone.mesh)
+      yield placed, numbers[self._batches.rows]
 
   def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
     raw = self.task.example(index)
@@ -271,9 +279,10 @@ class Evaluator:
     """Log-probability of each example's own target."""
     scores: list[tuple[int, float]] = []
     for batch, numbers in self._each_batch('scoring'):
-      scores_B = np.asarray(ranking.score_targets(*model, batch, injection))
+      scores_B = partitioning.own_rows(ranking.score_targets(*model, batch, injection))
       scores += zip(numbers.tolist(), scores_B.tolist())
-    return [score for _, score in sorted(hosts.gathered(scores))]
+    found = dict(hosts.gathered(scores))
+    return [found[number] for number in sorted(found)]
 
 
 def evaluate(
@@ -343,7 +352,7 @@ def evaluate(
     evaluator = Evaluator(
         backbone,
         task,
-        batch_size=_rows(batch_size, len(task)),
+        batch_size=min(batch_size, len(task)),
         feature_lengths=feature_lengths,
         placement=as_placement(placement or 'prefix'),
         num_virtual_tokens=num_virtual_tokens,
@@ -396,10 +405,10 @@ def load_tasks(
   return named
 
 
-def _rows(batch_size: int, num_examples: int) -> int:
-  """No more rows than there are examples, but as many on every host."""
-  hosts_share = jax.process_count()
-  return min(batch_size, -(-num_examples // hosts_share) * hosts_share)
+def _divisible(rows: int, mesh: Mesh | None) -> int:
+  """At least so many rows that as many fall to every device, or process."""
+  count = jax.process_count() if mesh is None else mesh.shape['data']
+  return -(-rows // count) * count
 
 
 def unpack_prompt(backbone: Backbone, prompt: AnyPrompt) -> tuple[Injection | None, Any]:

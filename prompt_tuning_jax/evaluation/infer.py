@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.data.vocabulary import Vocabulary
@@ -86,14 +87,15 @@ def generate(
   params = backbone.params if params is None else params
   answers = [''] * len(texts)
   for tokens_BS, numbers in inputs.batches(batch_size, progress):
-    decoded = decoding(
-        backbone.module,
-        params,
-        tokens_BS,
-        inputs.injection,
-        eos_id=backbone.vocabulary.eos_id,
-        numbers=numbers,
-    )
+    with partitioning.on(backbone.mesh):
+      decoded = decoding(
+          backbone.module,
+          params,
+          partitioning.place_rows(tokens_BS, backbone.mesh),
+          inputs.injection,
+          eos_id=backbone.vocabulary.eos_id,
+          numbers=numbers,
+      )
     for number, tokens_T in zip(numbers, np.asarray(decoded.tokens_BKT)[:, -1]):
       answers[number] = backbone.vocabulary.decode(tokens_T)
   return answers
@@ -144,16 +146,16 @@ def rank(
   params = backbone.params if params is None else params
   ranked: list[Any] = [None] * len(texts)
   for tokens_BS, numbers in inputs.batches(batch_size, progress):
-    scores_BC = np.asarray(
-        ranking.score_choices(
-            backbone.module,
-            params,
-            tokens_BS,
-            choices_CT,
-            inputs.injection,
-            normalize_by_length=normalize_by_length,
-        )
-    )
+    with partitioning.on(backbone.mesh):
+      scores_BC = ranking.score_choices(
+          backbone.module,
+          params,
+          partitioning.place_rows(tokens_BS, backbone.mesh),
+          choices_CT,
+          inputs.injection,
+          normalize_by_length=normalize_by_length,
+      )
+    scores_BC = np.asarray(scores_BC)
     for number, best, scores_C in zip(
         numbers, ranking.best_choice(scores_BC), scores_BC.tolist()
     ):

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import trainable as trainable_lib
@@ -32,6 +34,7 @@ class RunParameters:
       trainable: Any,
       method: Method | None = None,
       spec: BackboneSpec | None = None,
+      mesh: Mesh | None = None,
   ):
     """Splits the parameters.
 
@@ -40,12 +43,14 @@ class RunParameters:
       trainable: an optimiser or a labelling, see `trainable.as_labelling`.
       method: the prompt method, or None to tune the model.
       spec: sizes of the backbone, where there is a method.
+      mesh: the devices that the parameters lie on, if several.
 
     Raises:
       ValueError: if the labelling leads to no parameter.
     """
     self._method = method
     self._spec = spec
+    self._mesh = mesh
     labelling = trainable_lib.as_labelling(trainable, method)
     self._trained, self.frozen = trainable_lib.split(params, labelling)
     self.tx = trainable_lib.make_optimizer(labelling, self._trained)
@@ -59,7 +64,7 @@ class RunParameters:
     params = {'backbone': backbone.params}
     if method is not None:
       params['prompt'] = method.init(jax.random.key(seed), backbone.spec)['params']
-    return cls(params, trainable, method, backbone.spec)
+    return cls(params, trainable, method, backbone.spec, backbone.mesh)
 
   @property
   def count(self) -> int:
@@ -72,6 +77,16 @@ class RunParameters:
     # whatever computes, for in bfloat16 most updates would be rounded away.
     trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), self._trained)
     return TrainState.create(trained, self.tx)
+
+  def placed_state(self) -> TrainState:
+    """The same on the run's mesh: copies of a prompt everywhere, a model in its shards."""
+    return partitioning.replicate(self.initial_state(), self._mesh)
+
+  def placement_of(self, state: TrainState) -> tuple[Any, Any] | None:
+    """Where a step is to leave the state and its metrics; None without a mesh."""
+    if self._mesh is None:
+      return None
+    return jax.tree.map(lambda x: x.sharding, state), partitioning.everywhere(self._mesh)
 
   def folded(self, trained: PyTree) -> tuple[Injection | None, PyTree]:
     """What inference needs of a trainable tree: the Injection and the backbone's weights."""

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
 from prompt_tuning_jax.checkpoints.source import (
     canonical_json,
@@ -219,9 +220,8 @@ class StateSaver:
             restore_args={name: ocp.RestoreArgs(np.ndarray) for name, _ in leaves}
         ),
     )
-    # Copied, for what is donated to a train step must be JAX's own memory.
     return jax.tree.unflatten(
-        jax.tree.structure(template), [jnp.array(arrays[name]) for name, _ in leaves]
+        jax.tree.structure(template), [_like(leaf, arrays[name]) for name, leaf in leaves]
     )
 
   def _committed(self) -> list[Saved]:
@@ -311,6 +311,16 @@ def _files(folder: str) -> list[str]:
 def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in leaves]
+
+
+def _like(template: Any, array: np.ndarray) -> jax.Array:
+  """The array where the template's lies, on a mesh or not."""
+  # Copied, for what is donated to a train step must be JAX's own memory.
+  array = np.array(array)
+  place = getattr(template, 'sharding', None)
+  if isinstance(place, NamedSharding):
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+  return jnp.array(array)
 
 
 def _write_manifest(folder: str, manifest: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -88,6 +89,7 @@ def make_train_step(
     loss: losses.LossConfig = losses.LossConfig(),
     microbatches: int = 1,
     seed: int = 0,
+    placement: tuple[Any, Any] | None = None,
 ) -> Callable[[TrainState, PyTree, Batch], tuple[TrainState, dict[str, Array]]]:
   """Builds the compiled train step; the state is donated, the frozen tree is not.
 
@@ -101,6 +103,8 @@ def make_train_step(
     microbatches: parts into which each batch is split to save memory; gradients add up
       exactly because losses are sums.
     seed: of dropout.
+    placement: shardings of the state and of the metrics that a step returns, on a mesh:
+      those of its own state, so that the next step is the same program.
 
   Returns:
     `(state, frozen, batch) → (state, metrics)`; metrics are sums over the batch: `loss`,
@@ -113,7 +117,7 @@ def make_train_step(
       method is not None and method.has_dropout
   )
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=placement)
   def train_step(state, frozen, batch):
     weights_BT, factor = losses.weights_and_factor(batch, loss.normalizing_factor)
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
@@ -162,8 +166,9 @@ def _accumulate(gradient_of, trainable, batch, weights_BT, rng, microbatches):
   """Gradients and sums of all microbatches, one after the other in one program."""
   rows = weights_BT.shape[0]
   check_microbatches(microbatches, rows, 'the batch of {} rows')
+  # Every n-th row, so that each device has its share of every part.
   parts = jax.tree.map(
-      lambda x: jnp.reshape(x, (microbatches, rows // microbatches, *x.shape[1:])),
+      lambda x: jnp.reshape(x, (rows // microbatches, microbatches, *x.shape[1:])).swapaxes(0, 1),
       (batch, weights_BT),
   )
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from prompt_tuning_jax import artifact
+from prompt_tuning_jax import artifact, partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.batches import TrainBatches
@@ -147,6 +147,7 @@ def train(
         'it. Load it with vocabulary=<the SentencePiece model it was trained with>.'
     )
   check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
+  partitioning.check_rows(backbone.mesh, batch_size, 'BATCH_SIZE={}')
   module = backbone.module.clone(dropout_rate=dropout_rate)
   feature_lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   placement = as_placement(placement)
@@ -196,11 +197,14 @@ def train(
         ),
         lengths=lengths,
     )
+    share = partitioning.data_share(backbone.mesh)
     batches = TrainBatches(
         tasks,
         batch_size,
         vocab_size=backbone.spec.vocab_size,
         seed=random_seed,
+        process_index=share[0],
+        process_count=share[1],
         **layout,
     )
     evaluators = [
@@ -239,24 +243,28 @@ def train(
           for evaluator in evaluators
       })
 
-    loop.run(
-        parameters.initial_state(),
-        parameters.frozen,
-        make_train_step(
-            method,
-            module,
-            parameters.tx,
-            loss=loss,
-            microbatches=microbatches,
-            seed=random_seed,
-        ),
-        batches,
-        periods,
-        saver=saver,
-        evaluate=evaluate,
-        description={'backbone': backbone.name, **description},
-        progress=progress,
+    state = parameters.placed_state()
+    train_step = make_train_step(
+        method,
+        module,
+        parameters.tx,
+        loss=loss,
+        microbatches=microbatches,
+        seed=random_seed,
+        placement=parameters.placement_of(state),
     )
+    with partitioning.on(backbone.mesh):
+      loop.run(
+          state,
+          parameters.frozen,
+          train_step,
+          partitioning.PlacedBatches(batches, backbone.mesh),
+          periods,
+          saver=saver,
+          evaluate=evaluate,
+          description={'backbone': backbone.name, **description},
+          progress=progress,
+      )
 
     # What users keep.
     chosen = saver.best() or saver.latest()
