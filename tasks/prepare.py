@@ -367,8 +367,12 @@ def _write(
           raise
         # Another process has written it meanwhile.
         _require_equal(folder, rows, clock)
-  except tf.errors.OpError as error:
-    raise OSError(f'--tfds_data_dir {tfds_data_dir} cannot be written: {error}') from error
+  except (RuntimeError, tf.errors.OpError) as error:
+    # TFDS reports a full disk like this.
+    raise OSError(
+        f'--tfds_data_dir {tfds_data_dir}: {config.tfds_name} could not be written: {error}. '
+        'Nothing of it was kept.'
+    ) from error
   return _sizes(folder)
 
 

@@ -144,15 +144,16 @@ def test_test_sets_have_no_labels(prepared, vocabulary):
       assert not found.has_labels and found.manifest['unlabelled']['count'] == len(found)
 
 
-def written_by_tfds(tfds, config, files, folder):
+def written_by_tfds(tfds, name, files, folder, *args):
   """What the builder of TFDS itself writes of official files: {split: path}."""
-  builder = tfds.builder_cls('super_glue')(config=config, version='1.0.2', data_dir=str(folder))
+  data_set, _, config = name.partition('/')
+  builder = tfds.builder_cls(data_set)(data_dir=str(folder), **{'config': config} if config else {})
   builder._split_generators = lambda manager: {
-      split: builder._generate_examples(str(path), 'test') for split, path in files.items()
+      split: builder._generate_examples(str(path), *args) for split, path in files.items()
   }
   tfds.display_progress_bar(False)
   builder.download_and_prepare(download_dir=str(folder / 'downloads'))
-  return folder / 'super_glue' / config / '1.0.2'
+  return folder / name / str(builder.version)
 
 
 def assert_same_files(ours, theirs):
@@ -173,7 +174,8 @@ def test_files_are_those_that_tfds_writes_byte_for_byte(
     name = {'axb': 'AX-b', 'axg': 'AX-g'}[config]
     files = {'test': official / name / f'{name}.jsonl'}
   ours = prepared[0] / 'super_glue' / config / '1.0.2'
-  assert_same_files(ours, written_by_tfds(tfds, config, files, tmp_path))
+  theirs = written_by_tfds(tfds, f'super_glue/{config}', files, tmp_path, 'test')
+  assert_same_files(ours, theirs)
 
 
 def test_other_readers_of_tfds_read_the_folder(prepared, tfds):
@@ -257,7 +259,7 @@ def test_a_wrong_folder_of_files_is_named(prepare, tmp_path, name, files, reason
 def test_unknown_names_are_answered_with_the_nearest(cb, prepare, tmp_path):
   with pytest.raises(ValueError, match="'superglue'. Did you mean super_glue. There are: def"):
     prepare('superglue', str(cb), str(tmp_path / 'out'))
-  with pytest.raises(ValueError, match="super_glue .--tasks. 'bolq'. Did you mean boolq. There are:"):
+  with pytest.raises(ValueError, match="super_glue .--tasks. 'bolq'. Did you mean boolq. There"):
     prepare('super_glue', str(cb), str(tmp_path / 'out'), configs=['bolq'])
 
 
@@ -328,6 +330,19 @@ def test_rows_without_a_label_outside_of_test_sets_are_told_of(cb, prepare, tmp_
     prepare('super_glue', str(cb), str(tmp_path / 'out'))
 
 
+def test_a_folder_that_was_prepared_anew_is_tokenised_anew(cb, prepare, vocabulary, tmp_path):
+  out, name = tmp_path / 'out', 'super_glue_cb_v102'
+  lines, _ = OFFICIAL[name, 'CB/val.jsonl']
+  prepare('super_glue', str(cb), str(out))
+  old = load_task(name, 'train', vocabulary, tfds_data_dir=str(out))
+  write_official(tmp_path, 'CB/train.jsonl', [line | {'label': 'entailment'} for line in lines])
+  shutil.rmtree(out)
+  prepare('super_glue', str(cb), str(out))
+  new = load_task(name, 'train', vocabulary, tfds_data_dir=str(out))
+  assert sorted(old.target(index) for index in range(2)) == [1, 2]
+  assert [new.target(index) for index in range(2)] == [0, 0]
+
+
 # What is written is checked, complete, and never written over.
 
 
@@ -358,19 +373,21 @@ def test_a_folder_that_is_there_and_differs_is_refused(cb, prepare, tmp_path):
   lines, _ = OFFICIAL['super_glue_cb_v102', 'CB/val.jsonl']
   folder = out / 'super_glue' / 'cb' / '1.0.2'
   for name, others, difference in [
-      ('train', [*lines, lines[0] | {'idx': 2}], "the split 'train' lacks 1 rows such as .*'idx': 2"),
-      ('train', [lines[0], lines[1] | {'label': 0}], "the split 'train' holds the row .*'label': 1"),
+      ('train', [*lines, lines[0] | {'idx': 2}], "split 'train' lacks 1 rows such as .*'idx': 2"),
+      ('train', [lines[0], lines[1] | {'label': 0}], "split 'train' holds the row .*'label': 1"),
       ('test', lines, 'its splits are train, validation, those of the files train, validation, te'),
   ]:  # fmt: skip
     write_official(tmp_path, 'CB/train.jsonl', lines)
     write_official(tmp_path, f'CB/{name}.jsonl', others)
     for dry_run in (True, False):
-      with pytest.raises(ValueError, match=rf'{folder} is there .* hold: {difference}.* Remove t'):
+      with pytest.raises(ValueError, match=rf'{folder} is there .* hold: .*{difference}.* Rem'):
         prepare('super_glue', str(cb), str(out), dry_run=dry_run)
   assert contents(out) == before
 
 
-@pytest.mark.parametrize('damage', ['dataset_info.json', 'super_glue-train.tfrecord-00000-of-00001'])
+@pytest.mark.parametrize(
+    'damage', ['dataset_info.json', 'super_glue-train.tfrecord-00000-of-00001']
+)
 def test_a_folder_that_is_there_and_damaged_is_refused(cb, prepare, tmp_path, damage):
   out = tmp_path / 'out'
   prepare('super_glue', str(cb), str(out))
@@ -403,6 +420,19 @@ def test_an_interruption_leaves_nothing_half_written(cb, prepare, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
       prepare('super_glue', str(cb), str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(cb, prepare, tmp_path, monkeypatch):
+  import tensorflow as tf
+
+  def write(self, record):
+    raise tf.errors.ResourceExhaustedError(None, None, 'No space left on device')
+
+  monkeypatch.setattr(tf.io.TFRecordWriter, 'write', write)
+  out = tmp_path / 'out'
+  with pytest.raises(OSError, match=rf'{out}: super_glue/cb:1.0.2 could not .*No space left on'):
+    prepare('super_glue', str(cb), str(out))
+  assert not out.exists()
 
 
 KILLED = """
@@ -455,16 +485,20 @@ def test_a_folder_without_permission_is_named(cb, prepare, tmp_path):
 
 @pytest.mark.filterwarnings('ignore:.*lines lack a field')
 @pytest.mark.parametrize('task', test_glue.FILES)
-def test_tasks_of_glue_have_the_examples_of_the_local_files(
-    prepare, vocabulary, tmp_path, monkeypatch, task
+def test_glue_is_that_of_tfds_and_its_tasks_have_the_examples_of_the_local_files(
+    prepare, vocabulary, tfds, tmp_path, monkeypatch, task
 ):
   file, header, lines, _ = test_glue.FILES[task]
-  test_glue.write(tmp_path, file, header + lines)
+  path = test_glue.write(tmp_path, file, header + lines)
   prepare('glue', str(tmp_path / 'glue'), str(tmp_path / 'out'), configs=[task])
   split = 'test' if task == 'ax' else 'validation'
   assert_same_examples(
       f'glue_{task}_v200', split, vocabulary, tmp_path, tmp_path / 'out', monkeypatch, tmp_path
   )
+  # TFDS makes MRPC of other files.
+  if task != 'mrpc':
+    theirs = written_by_tfds(tfds, f'glue/{task}', {split: path}, tmp_path / 'theirs', split)
+    assert_same_files(tmp_path / 'out' / 'glue' / task / '2.0.0', theirs)
 
 
 def test_all_of_mnli_and_sst2_as_jsonl_are_prepared(prepare, tmp_path):
@@ -484,13 +518,17 @@ def test_all_of_mnli_and_sst2_as_jsonl_are_prepared(prepare, tmp_path):
   }  # fmt: skip
 
 
-def test_pronouns_have_the_examples_of_the_local_files(prepare, vocabulary, tmp_path, monkeypatch):
+def test_pronouns_are_those_of_tfds_and_of_the_local_files(
+    prepare, vocabulary, tfds, tmp_path, monkeypatch
+):
   (tmp_path / 'dpr').mkdir()
-  for split in ('train', 'test'):
-    (tmp_path / 'dpr' / f'{split}.c.txt').write_text('\n'.join([*BEE, '', *ASK, '', '']))
-  out = tmp_path / 'out'
-  prepare('definite_pronoun_resolution', str(tmp_path / 'dpr'), str(out))
-  assert os.listdir(out / 'definite_pronoun_resolution') == ['1.1.0']
+  files = {split: tmp_path / 'dpr' / f'{split}.c.txt' for split in ('train', 'test')}
+  for path in files.values():
+    path.write_text('\n'.join([*BEE, '', *ASK, '', '']))
+  out, name = tmp_path / 'out', 'definite_pronoun_resolution'
+  prepare(name, str(tmp_path / 'dpr'), str(out))
+  theirs = written_by_tfds(tfds, name, files, tmp_path / 'theirs')
+  assert_same_files(out / name / '1.1.0', theirs)
   for split in ('train', 'test'):
     assert_same_examples(
         'dpr_v001_simple', split, vocabulary, tmp_path, out, monkeypatch, tmp_path
@@ -555,10 +593,12 @@ def test_real_files_are_those_that_tfds_writes(shared_data, prepared_real, tfds,
   sizes = [split.rows for split in done if split.config == config]
   ours = folder / 'super_glue' / config / '1.0.2'
   if config == 'wic':
-    # Of two rows with the same idx TFDS would write none.
+    # TFDS refuses a file in which two rows have the same idx.
+    del files['train']
+  theirs = written_by_tfds(tfds, f'super_glue/{config}', files, tmp_path, 'test')
+  if config == 'wic':
     assert sizes == [5_428, 638]
-    theirs = written_by_tfds(tfds, config, {'validation': files['validation']}, tmp_path)
     name = 'super_glue-validation.tfrecord-00000-of-00001'
     assert (ours / name).read_bytes() == (theirs / name).read_bytes()
   else:
-    assert_same_files(ours, written_by_tfds(tfds, config, files, tmp_path))
+    assert_same_files(ours, theirs)
