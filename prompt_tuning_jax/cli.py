@@ -35,16 +35,77 @@ _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 @dataclasses.dataclass(frozen=True)
 class _Command:
-  """A command: its line in the help, a longer text, and whether gin configures it.
+  """A command: its line in the help, a longer text, and its flags.
 
   Attributes:
     gin_name: its name in gin where that is another; `import` is a statement there.
+    run: runs it with its flags; None: gin configures it, and `registry` knows its function.
+    add_flags: adds the flags of a command that gin does not configure.
   """
 
   summary: str
   description: str
-  uses_gin: bool = True
   gin_name: str = ''
+  run: Callable[[argparse.Namespace], None] | None = None
+  add_flags: Callable[[argparse.ArgumentParser], None] | None = None
+
+  @property
+  def uses_gin(self) -> bool:
+    return self.run is None
+
+
+def _demo_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+      '--model_dir', metavar='DIR', help='folder of the run; a temporary one by default'
+  )
+
+
+def _demo(options: argparse.Namespace) -> None:
+  from prompt_tuning_jax import demo
+
+  demo.demo(options.model_dir)
+
+
+def _prepare_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+      'data_set', metavar='DATA_SET', help='super_glue, glue or definite_pronoun_resolution'
+  )
+  parser.add_argument(
+      '--from',
+      dest='source_dir',
+      required=True,
+      metavar='DIR',
+      help='folder of the official files, plain or gzipped: the one that holds BoolQ/, CB/ '
+      'and so on, or the one above it',
+  )
+  parser.add_argument(
+      '--tfds_data_dir',
+      required=True,
+      metavar='DIR',
+      help='folder that receives the data; name it to other commands by the same flag',
+  )
+  parser.add_argument(
+      '--tasks', metavar='A,B', help='only these parts of the data set: cb,rte'
+  )
+  parser.add_argument(
+      '--dry_run', action='store_true', help='read and check the files, write nothing'
+  )
+
+
+def _prepare(options: argparse.Namespace) -> None:
+  from prompt_tuning_jax.data import seqio_source
+
+  # It is slow to load, noisy, and looks for a network unless it is told not to.
+  seqio_source.import_seqio()
+  from prompt_tuning_jax.tasks import prepare
+
+  prepare.prepare(
+      options.data_set,
+      options.source_dir,
+      options.tfds_data_dir,
+      configs=options.tasks.split(',') if options.tasks is not None else None,
+      dry_run=options.dry_run,
+  )
 
 
 _COMMANDS = {
@@ -52,7 +113,8 @@ _COMMANDS = {
         'train a prompt on the packaged model and show what it learned',
         'Trains a soft prompt on the packaged model, evaluates it before and after on '
         'held-out data, and shows the artifact, predictions and nearest words.',
-        uses_gin=False,
+        run=_demo,
+        add_flags=_demo_flags,
     ),
     'train': _Command(
         'tune a prompt (or a model) from a recipe; run again, it resumes',
@@ -100,6 +162,14 @@ _COMMANDS = {
         'LM adaptation of a backbone on text files',
         'Goes on training a T5 with the prefix LM objective, so that prompts can steer '
         'it, and writes it to MODEL_DIR/backbone.',
+    ),
+    'prepare': _Command(
+        'official files (SuperGLUE, GLUE) as TFDS folders, for machines without a network',
+        'Writes the official files of a data set as folders of TensorFlow Datasets, row by '
+        'row as TFDS itself would, and reads every row back. Tasks then find them with '
+        '--tfds_data_dir.',
+        run=_prepare,
+        add_flags=_prepare_flags,
     ),
 }
 
@@ -166,13 +236,12 @@ def _main(argv: list[str]) -> int:
         f'prompt-tuning: no command {name!r}.{hint} Commands: {", ".join(_COMMANDS)}.'
     )
   parser = _make_parser(name)
+  command = _COMMANDS[name]
+  if not command.uses_gin:
+    command.run(_parse(parser, rest))
+    return 0
   bindings, others = _take_bindings(rest)
   options = _parse(parser, others)
-  if name == 'demo':
-    from prompt_tuning_jax import demo
-
-    demo.demo(options.model_dir)
-    return 0
   if options.tfds_data_dir:
     bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')
   created_by = shlex.join(['prompt-tuning', *argv])
@@ -191,9 +260,7 @@ def _make_parser(name: str) -> _Parser:
   )
   parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
   if not command.uses_gin:
-    parser.add_argument(
-        '--model_dir', metavar='DIR', help='folder of the run; a temporary one by default'
-    )
+    command.add_flags(parser)
     return parser
   if name == 'infer':
     parser.add_argument('texts', nargs='*', metavar='TEXT', help='texts to answer')

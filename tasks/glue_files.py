@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.tasks import sources
+
+from prompt_tuning_jax.data.bad_lines import BadLines, decode_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,22 +50,29 @@ class GlueTsv:
     A line that lacks a field is left out, as TFDS does (QQP has some), with a warning.
 
     Raises:
-      ValueError: if a label is unknown, columns are missing, or no line is left.
+      ValueError: if labels are unknown, columns are missing, or no line is left.
     """
     (path,) = paths
     if path.removesuffix('.gz').endswith('.jsonl'):
       return self.jsonl.read(paths, split)
-    rows, cut = [], []
-    for number, row in self._lines(path, split):
+    expected = (
+        f'Expected tab-separated values with {", ".join(self.columns.values())}, as in the '
+        'official file.'
+    )
+    bad = BadLines(path, expected)
+    rows, cut, total = [], [], 0
+    for total, (number, row) in enumerate(self._lines(path, split, expected, bad), start=1):
       values = {name: row[column] for name, column in self.columns.items()}
       try:
         values['label'] = self._label(row)
       except ValueError as error:
-        raise ValueError(f'{path}, line {number}: {error}.') from error
+        bad.add(number, error)
+        continue
       if None in values.values():
         cut.append(number)
       else:
-        rows.append((values, len(rows) + len(cut)))
+        rows.append((values, total - 1))
+    bad.check(total)
     if not rows:
       raise ValueError(
           f'{path}, the file of the split {split!r}, holds no complete line. Copy the '
@@ -79,24 +89,29 @@ class GlueTsv:
         'idx': [index for _, index in rows]
     }
 
-  def _lines(self, path: str, split: str) -> Iterator[tuple[int, Mapping[str, str | None]]]:
+  def _lines(
+      self, path: str, split: str, expected: str, bad: BadLines
+  ) -> Iterator[tuple[int, Mapping[str, str | None]]]:
     """Numbers and fields of the lines below the header."""
-    with sources.open_bytes(path) as file:
-      text = io.TextIOWrapper(file, encoding='utf-8-sig')
-      reader = csv.DictReader(
-          text, self.header.get(split), delimiter='\t', quoting=csv.QUOTE_NONE
-      )
+    text = decode_lines(path, sources.read_bytes(path, expected), expected)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=None),
+        self.header.get(split),
+        delimiter='\t',
+        quoting=csv.QUOTE_NONE,
+    )
+    missing = set(self.columns.values()) - set(reader.fieldnames or ())
+    if missing:
+      raise ValueError(f'{path}, line 1: no column {", ".join(sorted(missing))}. {expected}')
+    while True:
       try:
-        missing = set(self.columns.values()) - set(reader.fieldnames or ())
-        if missing:
-          raise ValueError(f'no column {", ".join(sorted(missing))}')
-        for row in reader:
-          yield reader.line_num, row
-      except (ValueError, csv.Error, *sources.DAMAGED) as error:
-        raise ValueError(
-            f'{path}, line {reader.line_num}: {error}. Expected tab-separated values with '
-            f'{", ".join(self.columns.values())}, as in the official file.'
-        ) from error
+        row = next(reader, None)
+      except csv.Error as error:
+        bad.add(reader.line_num, error)
+        continue
+      if row is None:
+        return
+      yield reader.line_num, row
 
   def _label(self, row: Mapping[str, str | None]) -> int | float | None:
     if self.label not in row:
@@ -105,7 +120,9 @@ class GlueTsv:
     if not text:
       return None
     if not self.label_names:
+      if not math.isfinite(float(text)):
+        raise ValueError(f'the label is {text}, not a number')
       return float(text)
-    if text in self.label_names:
-      return list(self.label_names).index(text)
-    return sources.label_number(int(text), len(self.label_names))
+    if text.removeprefix('-').isdecimal():
+      return sources.label_number(int(text), len(self.label_names))
+    return sources.named_label(text, self.label_names)

@@ -13,17 +13,19 @@ import csv
 import dataclasses
 import gzip
 import io
+import itertools
 import json
 import os
 import socket
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 import seqio
 import tensorflow as tf
 
+from prompt_tuning_jax.data.bad_lines import BadLines, decode_lines, warn_of_shared_ids
 from prompt_tuning_jax.data.provenance import LOCAL_DATA_VARIABLE
 
 # TensorFlow's types for the values of columns.
@@ -86,15 +88,23 @@ class Jsonl:
     """
     (path,) = paths
     examples: list[Mapping[str, Any]] = []
-    for found in parse_jsonl(path, lambda *line: list(self.parse(*line)), self.expected):
+    lines: list[int] = []
+    for number, found in parse_jsonl(path, self._numbered, self.expected):
       examples += found
+      lines += [number] * len(found)
     if not examples:
       raise ValueError(
           f'{path}, the file of the split {split!r}, is empty. Expected one JSON object a '
           f'line with {self.expected}. Copy the official file there again, or use another '
           'split.'
       )
+    if index := [name for name in examples[0] if name.partition('/')[0] == 'idx']:
+      ids = [tuple(example[name] for name in index) for example in examples]
+      warn_of_shared_ids(path, ids, lines)
     return {name: [example[name] for example in examples] for name in examples[0]}
+
+  def _numbered(self, row: Mapping[str, Any], number: int) -> tuple[int, list[Any]]:
+    return number, list(self.parse(row, number))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,31 +115,46 @@ class LabelledTexts:
     texts: fields that are copied.
     label_names: names of the labels; a line's label is one of them or its number, and -1
       where it is missing.
+    numbers: fields with whole numbers, which are copied too.
   """
 
   texts: Sequence[str]
   label_names: Sequence[str]
+  numbers: Sequence[str] = ()
 
   @property
   def expected(self) -> str:
-    return f'{", ".join(self.texts)} and label (of {", ".join(self.label_names)})'
+    fields = ', '.join([*self.texts, *self.numbers])
+    return f'{fields} and label (of {", ".join(self.label_names)})'
 
   def __call__(self, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
     texts = {name: text_field(row, name) for name in self.texts}
-    return [texts | {'label': self._label(row.get('label', -1)), 'idx': index_of(row, number)}]
+    numbers = {name: whole_number(row, name) for name in self.numbers}
+    label = self._label(row.get('label', -1))
+    return [texts | numbers | {'label': label, 'idx': index_of(row, number)}]
 
   def _label(self, label: Any) -> int:
     if isinstance(label, str):
-      if label not in self.label_names:
-        raise ValueError(f'unknown label {label!r}')
-      return list(self.label_names).index(label)
+      return named_label(label, self.label_names)
     return label_number(label, len(self.label_names))
+
+
+def named_label(label: str, label_names: Sequence[str]) -> int:
+  """The number of a label that a file gives by its name."""
+  if label not in label_names:
+    raise ValueError(
+        f'unknown label {label!r:.80}, expected one of {", ".join(label_names)} (or its number)'
+    )
+  return list(label_names).index(label)
 
 
 def label_number(label: Any, num_labels: int = 2) -> int:
   """The number of a label that a file gives as such, or as true or false."""
   if not isinstance(label, int) or not -1 <= label < num_labels:
-    raise ValueError(f'unknown label {label!r}')
+    raise ValueError(
+        f'unknown label {label!r:.80}, expected one of {", ".join(map(str, range(num_labels)))} '
+        '(or -1, no label)'
+    )
   return int(label)
 
 
@@ -139,9 +164,11 @@ def index_of(row: Mapping[str, Any], number: int) -> int:
 
 
 def whole_number(row: Mapping[str, Any], name: str) -> int:
-  """A field of a row, which must be a whole number."""
-  if not isinstance(row[name], int):
-    raise ValueError(f'{name!r} is {row[name]!r}, not a whole number')
+  """A field of a row, which must be a whole number of at most 32 bits, as in TFDS."""
+  if not isinstance(row[name], int) or isinstance(row[name], bool):
+    raise ValueError(f'{name!r} is {row[name]!r:.80}, not a whole number')
+  if not -(2**31) <= row[name] < 2**31:
+    raise ValueError(f'{name!r} is {row[name]!r:.80}, more than 32 bits hold')
   return row[name]
 
 
@@ -149,13 +176,18 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
   """A field of a row, which must be a text."""
   if not isinstance(row[name], str):
     raise ValueError(f'{name!r} is not a text')
+  # JSON can write half of a character (\ud83d alone), which no UTF-8 holds.
+  try:
+    row[name].encode()
+  except UnicodeEncodeError:
+    raise ValueError(f'{name!r} holds half of a surrogate pair, which is no text') from None
   return row[name]
 
 
 def parse_jsonl(
     path: str, parse: Callable[[Mapping[str, Any], int], Any], expected: str
-) -> Iterator[Any]:
-  """Yields `parse(row, line number)` of every line of a jsonl file, plain or gzipped.
+) -> list[Any]:
+  """Returns `parse(row, line number)` of every line of a jsonl file, plain or gzipped.
 
   Args:
     path: the file.
@@ -163,27 +195,33 @@ def parse_jsonl(
     expected: the fields of a row, for the message.
 
   Raises:
-    ValueError: if the file is damaged or a line is not what is expected; both are named.
+    ValueError: if the file is damaged or lines are not what is expected; says how many, and
+      what is wrong with the first five.
   """
-  number = 0
+  expected = f'Expected one JSON object a line with {expected}.'
+  bad, parsed, number = BadLines(path, expected), [], 0
   try:
     with open_bytes(path) as file:
       for number, line in enumerate(file, start=1):
-        row = json.loads(line.decode())
-        if not isinstance(row, dict):
-          raise ValueError(f'{row!r:.40} is no object')
-        yield parse(row, number)
-  except (ValueError, TypeError, KeyError, RecursionError, *DAMAGED) as error:
-    reason = f'no field {error}' if isinstance(error, KeyError) else error
-    raise ValueError(
-        f'{path}, line {number}: {reason}. Expected one JSON object a line with {expected}.'
-    ) from error
+        try:
+          if not line.strip():
+            raise ValueError('the line is empty')
+          row = json.loads(line.decode())
+          if not isinstance(row, dict):
+            raise ValueError(f'{row!r:.40} is no object')
+          parsed.append(parse(row, number))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+          bad.add(number, error)
+  except DAMAGED as error:
+    raise ValueError(f'{path}, line {number + 1}: {error}. {expected}') from error
+  bad.check(number)
+  return parsed
 
 
 def parse_csv(
     path: str, header: Sequence[str], parse: Callable[[Sequence[str]], Any]
-) -> Iterator[Any]:
-  """Yields `parse(row)` of every row below the header of a csv file, plain or gzipped.
+) -> list[Any]:
+  """Returns `parse(row)` of every row below the header of a csv file, plain or gzipped.
 
   Args:
     path: the file.
@@ -191,31 +229,44 @@ def parse_csv(
     parse: may raise ValueError.
 
   Raises:
-    ValueError: if the file is damaged or a row is not what is expected; the file and the
-      line on which the row ends are named.
+    ValueError: if the file is damaged, its header another, or rows are not what is
+      expected; says how many, and the lines on which the first five of them end.
   """
-  number, rows = 1, None
+  expected = f'Expected comma-separated values below a first line {",".join(header)}.'
+  text = decode_lines(path, read_bytes(path, expected), expected)
+  rows = csv.reader(io.StringIO(text, newline=''), strict=True)
   try:
-    with open_bytes(path) as file:
-      data = file.read()
-    try:
-      text = data.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-      number += data[: error.start].count(b'\n')
-      raise
-    rows = csv.reader(io.StringIO(text, newline=''), strict=True)
     if (first := next(rows, [])) != list(header):
-      raise ValueError(f'the first line is {first}')
-    for row in rows:
+      raise ValueError(f'the first line is {first!r:.240}')
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f'{path}, line 1: {error}. {expected}') from error
+  bad, parsed = BadLines(path, expected, 'row'), []
+  for total in itertools.count():
+    try:
+      if (row := next(rows, None)) is None:
+        break
       if len(row) != len(header):
         raise ValueError(f'{len(row)} fields instead of {len(header)}')
-      yield parse(row)
-  except (ValueError, csv.Error, *DAMAGED) as error:
-    number = rows.line_num if rows else number
-    raise ValueError(
-        f'{path}, line {number}: {error}. Expected comma-separated values below a first '
-        f'line {",".join(header)}.'
-    ) from error
+      parsed.append(parse(row))
+    except (ValueError, csv.Error) as error:
+      bad.add(rows.line_num, error)
+  bad.check(total)
+  return parsed
+
+
+def read_bytes(path: str, expected: str) -> bytes:
+  """The content of a file, plain or gzipped.
+
+  Raises:
+    ValueError: if the file is damaged; `expected` ends the message.
+  """
+  lines: list[bytes] = []
+  try:
+    with open_bytes(path) as file:
+      lines += file
+  except DAMAGED as error:
+    raise ValueError(f'{path}, line {len(lines) + 1}: {error}. {expected}') from error
+  return b''.join(lines)
 
 
 def open_bytes(path: str) -> BinaryIO:
@@ -234,6 +285,11 @@ class LocalFiles(seqio.DataSource):
     self._files = files
     self._origin = origin
     super().__init__(splits=())
+
+  @property
+  def files(self) -> Files:
+    """What the examples are made of."""
+    return self._files
 
   @property
   def supports_arbitrary_sharding(self) -> bool:

@@ -57,10 +57,11 @@ def _add(
     fields: Sequence[str] | Mapping[str, str],
     label_names: Sequence[str],
     files: Mapping[str, str] = _FILES,
+    numbers: Sequence[str] = (),
     **settings: Any,
 ) -> None:
   texts = fields.values() if isinstance(fields, Mapping) else fields
-  parse = LabelledTexts(tuple(texts), tuple(label_names))
+  parse = LabelledTexts(tuple(texts), tuple(label_names), tuple(numbers))
   add_classification_tasks(
       f'super_glue_{name}_v102',
       source=_source(name, folder, parse, parse.expected, files),
@@ -83,7 +84,14 @@ _add(
 )
 _add('copa', 'COPA', ['choice1', 'choice2', 'premise', 'question'], ['choice1', 'choice2'])
 _add('rte', 'RTE', _PREMISE, _ENTAILMENT)
-_add('wic', 'WiC', ['sentence1', 'sentence2', 'word'], _BOOLEAN)
+_add(
+    'wic',
+    'WiC',
+    ['sentence1', 'sentence2', 'word'],
+    _BOOLEAN,
+    # Where the word stands, which T5 leaves unread but TFDS keeps.
+    numbers=['start1', 'end1', 'start2', 'end2'],
+)
 
 _add(
     'axb',
@@ -129,6 +137,11 @@ def _wsc(*splits: str) -> LocalOrTfds:
   files = {split: _FILES[split] for split in splits}
   return _source('wsc.fixed', 'WSC', super_glue_files.wsc, super_glue_files.WSC, files)
 
+
+# No task reads these rows, but TFDS has them, for others.
+UNREPAIRED_WSC = _source(
+    'wsc', 'WSC', functools.partial(super_glue_files.wsc, repair=False), super_glue_files.WSC
+)
 
 add_tasks(
     'super_glue_wsc_v102_simple_train',

@@ -13,6 +13,8 @@ from typing import Any
 from prompt_tuning_jax.tasks import sources
 from prompt_tuning_jax.tasks.sources import text_field, whole_number
 
+from prompt_tuning_jax.data.bad_lines import BadLines, decode_lines
+
 MULTIRC = 'idx and passage (text, questions with idx, question, answers with idx, text, label)'
 RECORD = 'idx, passage (text, entities with start, end) and qas (idx, query, answers with text)'
 WSC = 'idx, text, target (span1_index, span1_text, span2_index, span2_text) and label'
@@ -67,10 +69,11 @@ def _span(text: str, span: _Row) -> str:
   return text[start : end + 1]
 
 
-def wsc(row: _Row, number: int) -> list[dict[str, Any]]:
+def wsc(row: _Row, number: int, repair: bool = True) -> list[dict[str, Any]]:
   """A text with a pronoun (span 2) and whom it may refer to (span 1), as in `wsc.fixed`.
 
-  Spans that differ from the text by case, a full stop or a line break are repaired.
+  Spans that differ from the text by case, a full stop or a line break are repaired, unless
+  `repair` is false: so they are in `wsc`.
   """
   text, target = text_field(row, 'text'), row['target']
   spans = {}
@@ -78,7 +81,7 @@ def wsc(row: _Row, number: int) -> list[dict[str, Any]]:
     index, span = whole_number(target, f'{name}_index'), text_field(target, f'{name}_text')
     if not 0 <= index < len(text.split()):
       raise ValueError(f'{name}_index is {index}, but the text has {len(text.split())} words')
-    spans |= _repaired(name, text, index, span)
+    spans |= _repaired(name, text, index, span) if repair else {f'{name}_text': span}
   return [{
       'text': text,
       'span1_index': whole_number(target, 'span1_index'),
@@ -124,26 +127,28 @@ class Dpr:
       ValueError: if a line is not what is expected, or there is none; the file is named.
     """
     (path,) = paths
-    with sources.open_bytes(path) as file:
-      lines = [line.strip() for line in file.read().decode('utf-8').splitlines()]
-    examples = []
+    expected = (
+        'Expected five lines an example: sentence, pronoun, two candidates with a comma '
+        'between them, the right one, and an empty line.'
+    )
+    text = decode_lines(path, sources.read_bytes(path, expected), expected)
+    # The file may end in any number of empty lines.
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    bad, examples = BadLines(path, expected, 'example'), []
     for start in range(0, len(lines), 5):
-      if not lines[start]:
-        break
       try:
         examples.append(self._example(lines[start : start + 5]))
       except ValueError as error:
-        raise ValueError(
-            f'{path}, line {start + 1}: {error}. Expected five lines an example: sentence, '
-            'pronoun, two candidates with a comma between them, the right one, and an empty '
-            'line.'
-        ) from error
+        bad.add(start + 1, error)
+    bad.check(len(range(0, len(lines), 5)))
     if not examples:
       raise ValueError(f'{path}, the file of the split {split!r}, holds no example.')
     return {name: [example[name] for example in examples] for name in examples[0]}
 
   def _example(self, lines: Sequence[str]) -> dict[str, Any]:
-    sentence, pronoun, candidates, right = (*lines, '', '', '')[:4]
+    sentence, pronoun, candidates, right, empty = (*lines, '', '', '', '')[:5]
+    if not sentence or empty:
+      raise ValueError('a sentence is not where one has to start')
     names = [candidate.strip() for candidate in candidates.split(',')]
     if len(names) != 2:
       raise ValueError(f'{candidates!r} are not two candidates')

@@ -20,12 +20,15 @@ from prompt_tuning_jax.training.loop import Interrupted
 from tests import saved_backbone
 
 COMMANDS = [
-    'demo', 'train', 'evaluate', 'infer', 'export', 'import', 'convert', 'pretrain', 'adapt'
+    'demo', 'train', 'evaluate', 'infer', 'export', 'import', 'convert', 'pretrain', 'adapt',
+    'prepare',
 ]
+# Commands with flags of their own.
+WITHOUT_GIN = ['demo', 'prepare']
 
 
 def test_every_command_that_gin_configures_is_one_of_the_command_line():
-  assert {cli._gin_name(name) for name in COMMANDS} == {*registry.commands(), 'demo'}
+  assert {cli._gin_name(name) for name in COMMANDS} == {*registry.commands(), *WITHOUT_GIN}
 
 
 _NEEDED = [
@@ -84,7 +87,7 @@ def test_the_version_is_the_packages(run):
   assert run('--version') == (0, f'{prompt_tuning_jax.__version__}\n', '')
 
 
-@pytest.mark.parametrize('command', [name for name in COMMANDS if name != 'demo'])
+@pytest.mark.parametrize('command', [name for name in COMMANDS if name not in WITHOUT_GIN])
 def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
   with pytest.raises(SystemExit) as stop:
     cli.main([command, '--help'])
@@ -110,6 +113,10 @@ def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
         (['train', '--gin.MODEL_DIR=None'], 'MODEL_DIR is None (--gin.MODEL_DIR), expected a t'),
         (['train', '--gin.LEARNING_RATE=big'], 'expected a number, 0 or more'),
         (['train'], 'MODEL_DIR: folder of the run'),
+        (['demo', '--gin.MODEL_DIR=x'], "unknown argument '--gin.MODEL_DIR=x'"),
+        (['demo', '--modeldir=x'], 'Did you mean --model_dir?'),
+        (['prepare', 'super_glue', '--from=x'], 'required: --tfds_data_dir'),
+        (['prepare', 'super_glue', '--from=x', '--tfds_dir=y'], 'required: --tfds_data_dir'),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(run, argv, answer):

@@ -12,6 +12,7 @@ import pytest
 import prompt_tuning_jax as ptj
 from prompt_tuning_jax import cli
 from prompt_tuning_jax.typing import Injection
+from tests.tasks.super_glue_samples import OFFICIAL, write_official
 
 README = Path(__file__).parent.parent / 'README.md'
 
@@ -28,7 +29,7 @@ def _commands() -> list[str]:
 
 def test_there_are_commands_to_try():
   assert {command.split()[0] for command in _commands()} >= {
-      'train', 'evaluate', 'infer', 'convert'
+      'train', 'evaluate', 'infer', 'convert', 'prepare'
   }
 
 
@@ -42,7 +43,14 @@ def demo_prompt(tmp_path):
   ptj.save_prompt(path, injection, backbone=backbone)
 
 
-@pytest.mark.usefixtures('elsewhere', 'demo_prompt')
+@pytest.fixture
+def official_files(tmp_path):
+  """What the README's `prepare` is given."""
+  lines, _ = OFFICIAL['super_glue_cb_v102', 'CB/val.jsonl']
+  write_official(tmp_path, 'CB/train.jsonl', lines)
+
+
+@pytest.mark.usefixtures('elsewhere', 'demo_prompt', 'official_files')
 @pytest.mark.parametrize('command', _commands())
 def test_a_command_runs_dry_as_it_is_written(command, tmp_path, capsys):
   argv = shlex.split(command.replace('/tmp/', f'{tmp_path}/'))

@@ -64,9 +64,19 @@ def describe_files(
   return {'description': ', '.join(paths), 'files': files}
 
 
-def describe_tfds(name: str, local_names: Iterable[str] = ()) -> dict[str, Any]:
-  """Describes a TFDS dataset; `local_names` are files that would be preferred to it."""
-  return {'description': name, 'files': [], 'absent_local': list(local_names)}
+def describe_tfds(
+    name: str, local_names: Iterable[str] = (), paths: Iterable[str] = ()
+) -> dict[str, Any]:
+  """Describes a TFDS dataset.
+
+  Args:
+    name: its name, with the version.
+    local_names: files that would be preferred to it.
+    paths: the files of the split in the folder of TFDS, of which those on this disk are
+      described: `prepare` may write others there.
+  """
+  files = describe_files(path for path in paths if os.path.isfile(path))['files']
+  return {'description': name, 'files': files, 'absent_local': list(local_names)}
 
 
 def source_change(source: dict[str, Any]) -> str | None:

@@ -243,14 +243,21 @@ def _describe_source(seqio: Any, source: Any, split: str) -> dict[str, Any]:
       return provenance.describe_files(
           files.values(), local_names=files, alternatives=source.alternatives(split)
       )
-    return provenance.describe_tfds(source.tfds_name, source.local_names(split))
+    names = source.local_names(split)
+    return provenance.describe_tfds(source.tfds_name, names, _shards(source, split))
   if isinstance(source, seqio.TfdsDataSource):
-    return provenance.describe_tfds(source.tfds_dataset.name)
+    return provenance.describe_tfds(source.tfds_dataset.name, (), _shards(source, split))
   if isinstance(source, seqio.FileDataSource):
     paths = source.list_shards(split)
     if all(os.path.isfile(path) for path in paths):
       return provenance.describe_files(paths)
   return {'description': repr(source), 'files': []}
+
+
+def _shards(source: Any, split: str) -> list[str]:
+  """The files of a split in the folder of TFDS."""
+  # seqio keeps what it knew of a data set before that was downloaded: nothing.
+  return list(source.list_shards(split)) if source.splits else []
 
 
 def _code_of_task(task: Any, task_module: str) -> dict[str, str]:

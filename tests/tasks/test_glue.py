@@ -157,7 +157,7 @@ def test_cut_lines_are_counted_and_those_that_cannot_be_read_are_named(
       (header, 'holds no complete line'),
       (header.replace('question2', 'q2') + lines, 'line 1: no column question2. Expected tab'),
       (header + '5\t1\t2\tA?\tB?\t3\n', 'line 2: unknown label 3'),
-      (header + '5\t1\t2\tA?\tB?\tyes\n', "line 2: invalid literal .* 'yes'"),
+      (header + '5\t1\t2\tA?\tB?\tyes\n', "line 2: unknown label 'yes', expected one of not_dup"),
   ]:
     write(tmp_path, file, text)
     with pytest.raises(ValueError, match=rf'dev\.tsv.*{reason}'):

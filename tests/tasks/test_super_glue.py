@@ -72,7 +72,7 @@ def test_bad_lines_of_an_official_file_are_named(t5_vocabulary, tmp_path, monkey
   monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
   good = {'premise': 'p', 'hypothesis': 'h', 'label': 'neutral', 'idx': 0}
   for bad, reason in [
-      ('nonsense', 'Expecting value'),
+      ('nonsense', 'not JSON: Expecting value'),
       (json.dumps(good | {'label': 'maybe'}), "unknown label 'maybe'"),
       (json.dumps(good | {'label': 3}), 'unknown label 3'),
       (json.dumps({'premise': 'p', 'label': 'neutral'}), "no field 'hypothesis'"),

@@ -78,9 +78,7 @@ def assert_rows_of_tfds(ours, theirs):
   ours, theirs = list(ours), list(theirs)
   assert len(ours) == len(theirs) > 0
   for row, expected in zip(ours, theirs):
-    # The places of WiC's word, which T5 leaves unread.
-    assert row == {name: expected[name] for name in row}
-    assert set(expected) - set(row) <= {'start1', 'start2', 'end1', 'end2'}
+    assert row == expected
 
 
 @pytest.mark.parametrize(('task', 'file', 'lines', 'expected'), CASES)
@@ -94,6 +92,8 @@ def test_rows_of_official_files_are_those_of_tfds(
   assert_rows_of_tfds(our_rows(task, tmp_path, split, monkeypatch), theirs)
 
 
+# WiC's training file has two rows of the same idx.
+@pytest.mark.filterwarnings('ignore:.*WiC/train.jsonl. 2 of 5,428 examples share their idx')
 @pytest.mark.parametrize(('split', 'name'), [('train', 'train'), ('validation', 'val')])
 @pytest.mark.parametrize(
     'folder', ['BoolQ', 'CB', 'COPA', 'MultiRC', 'RTE', 'ReCoRD', 'WSC', 'WiC']
@@ -121,6 +121,7 @@ SIZES = {
 }
 
 
+@pytest.mark.filterwarnings('ignore:.*WiC/train.jsonl. 2 of 5,428 examples share their idx')
 @pytest.mark.parametrize('name', SIZES)
 @pytest.mark.slow
 def test_the_official_files_are_read(shared_data, vocabulary, monkeypatch, name):

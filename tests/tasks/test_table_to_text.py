@@ -136,7 +136,7 @@ def test_a_wrong_header_an_empty_and_a_cut_file_are_named(tmp_path, vocabulary):
   path.unlink()
   path = write(tmp_path, 'devset.csv.gz', ROWS, gzip.open)
   path.write_bytes(path.read_bytes()[:-9])
-  with pytest.raises(ValueError, match=r'devset\.csv\.gz, line 1: Compressed file ended'):
+  with pytest.raises(ValueError, match=r'devset\.csv\.gz, line 5: Compressed file ended'):
     load_task('e2e_nlg', 'validation', vocabulary)
 
 
