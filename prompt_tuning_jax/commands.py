@@ -15,6 +15,7 @@ import jax
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.pretraining import Component
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
@@ -35,7 +36,7 @@ _BATCH_SIZE = 64
 def evaluate(
     *,
     backbone: Backbone,
-    task: str,
+    task: str | FileTask,
     split: str = 'validation',
     prompt_file: str | None = None,
     checkpoint_path: str | None = None,
@@ -57,7 +58,7 @@ def evaluate(
 
   Args:
     backbone: the model; the one a run started from.
-    task: name of a seqio task or mixture.
+    task: name of a seqio task or mixture, or a task of files.
     split: its split.
     prompt_file: an artifact or a `.npy` prompt, or
     checkpoint_path: a run's folder or one `checkpoint_<step>` in it.

@@ -20,7 +20,8 @@ from prompt_tuning_jax.training.loop import Interrupted
 from tests import saved_backbone
 
 COMMANDS = [
-    'demo', 'train', 'evaluate', 'infer', 'export', 'import', 'convert', 'pretrain', 'adapt'
+    'demo', 'tasks', 'train', 'evaluate', 'infer', 'export', 'import', 'convert', 'pretrain',
+    'adapt',
 ]
 
 
@@ -109,6 +110,13 @@ def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
         (['infer', '--coordinator_address=here:1'], '--coordinator_address: several proce'),
         (['train', '--gin.MODEL_DIR=None'], 'MODEL_DIR is None (--gin.MODEL_DIR), expected a t'),
         (['train', '--gin.LEARNING_RATE=big'], 'expected a number, 0 or more'),
+        (['train', *_NEEDED, '--gin.INITIAL_CHECKPOINT_PATH=nano',
+          '--gin.MIXTURE_OR_TASK_NAME=None'], 'MIXTURE_OR_TASK_NAME is None, but train needs it'),
+        (['evaluate', *_NEEDED, '--gin.INITIAL_CHECKPOINT_PATH=nano', '--gin.SPLIT=None'],
+         'SPLIT is None, but evaluate needs it: split of the task'),
+        (['tasks', 'a', 'b'], "unknown argument 'b'"),
+        (['tasks', 'demo_gloss_category', '--examples=-1'], '--examples -1: it has to be 0 or'),
+        (['tasks', 'demo_gloss_category', '--gin.PLACEMENT=prefx'], "No placement 'prefx'"),
         (['train'], 'MODEL_DIR: folder of the run'),
     ],
 )
