@@ -199,7 +199,7 @@ class _Report:
   def of_task(self, task: TokenizedTask, num_examples: int) -> list[str]:
     seen = _Seen(self, task, num_examples)
     lines = [
-        _colored(f'{task.name}, split {task.split!r}, {len(task):,} examples', _TITLE),
+        _colored(f'{task.name}, split {task.split!r}, {_number(len(task), "example")}', _TITLE),
         *self._setting(seen.lengths),
         *_answers(task),
     ]
@@ -214,15 +214,15 @@ class _Report:
       num_examples: int,
   ) -> list[str]:
     total = sum(rate for _, rate in loaded)
-    tasks_of_it = f'{len(loaded)} task' + 's' * (len(loaded) > 1)
-    title = f'{name}, a mixture: {tasks_of_it} with the split {loaded[0][0].split!r}'
+    members = _number(len(loaded), 'task')
+    title = f'{name}, a mixture: {members} with the split {loaded[0][0].split!r}'
     lines = [_colored(title, _TITLE), *self._setting(self._given_lengths)]
     for task, rate in loaded:
       seen = _Seen(self, task, min(num_examples, 1))
       share = f'{rate / total:.1%} of the examples that training draws'
       lines += [
           '',
-          _colored(f'{task.name}, {len(task):,} examples, {share}', _TITLE),
+          _colored(f'{task.name}, {_number(len(task), "example")}, {share}', _TITLE),
           *_answers(task),
       ]
       for feature in ('inputs', 'targets'):
@@ -390,7 +390,7 @@ def _function_text(description: Mapping[str, Any]) -> str:
 
 def _statistics(seen: _Seen) -> list[str]:
   task = seen.task
-  lines = [_colored(f'all {len(task):,} examples', _TITLE)]
+  lines = [_colored(f'the whole split, {_number(len(task), "example")}', _TITLE)]
   for feature in ('inputs', 'targets'):
     lines += _wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
     lines += _histogram(seen.ordinary[feature], seen.lengths[feature])
@@ -406,7 +406,8 @@ def _statistics(seen: _Seen) -> list[str]:
   lines += _wrapped('labels     ', ' ' * 11, text)
   lines += _wrapped('ids        ', ' ' * 11, _repeated_ids(raws))
   if skipped := task.manifest.get('skipped', {}).get('count'):
-    lines += _wrapped('skipped    ', ' ' * 11, f'{skipped:,} lines (FileTask.on_bad_line)')
+    text = f'{_number(skipped, "line")} (FileTask.on_bad_line)'
+    lines += _wrapped('skipped    ', ' ' * 11, text)
   return lines
 
 
@@ -441,13 +442,12 @@ def _histogram(lengths: np.ndarray, limit: int) -> list[str]:
   for number in range(first, len(counts)):
     low, high = number * width + 1, (number + 1) * width
     name = f'{low}' if width == 1 else f'{low}–{high}'
-    bar = _bar(counts[number] * scale)
     note = ''
     if high > limit and counts[number]:
       over = int(np.sum((lengths > limit) & (lengths >= low) & (lengths <= high)))
       note = f'  ✂ {over:,} longer than {limit}' if over else ''
-    line = f'{" " * 11}{name:>11} {bar + " " * bool(bar)}{counts[number]:,}'
-    lines.append(line + _colored(note, _CUT))
+    bar = _counted_bar(counts[number] * scale, counts[number])
+    lines.append(f'{" " * 11}{name:>11} {bar}' + _colored(note, _CUT))
   return lines
 
 
@@ -457,12 +457,12 @@ def _nice(width: float) -> int:
   return next(power * step for step in (1, 2, 5, 10) if power * step >= width)
 
 
-def _bar(length: float) -> str:
-  """A bar of eighths of a character; the least is visible."""
-  if length <= 0:
-    return ''
+def _counted_bar(length: float, count: int) -> str:
+  """A bar of eighths of a character, of which the least is visible, and the count."""
+  if not count:
+    return '0'
   whole, eighths = divmod(max(round(length * 8), 1), 8)
-  return '█' * whole + ('' if not eighths else chr(0x2590 - eighths))
+  return '█' * whole + (chr(0x2590 - eighths) if eighths else '') + f' {count:,}'
 
 
 def _shares(task: TokenizedTask, raws: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -485,7 +485,7 @@ def _shares(task: TokenizedTask, raws: Sequence[Mapping[str, Any]]) -> list[str]
     name = _short(text)
     space = ' ' * max(width - _columns(name), 0)
     share = count / len(texts)
-    lines.append(f'{" " * 11}{name}{space} {share:6.1%}  {_bar(24 * share)} {count:,}')
+    lines.append(f'{" " * 11}{name}{space} {share:6.1%}  {_counted_bar(24 * share, count)}')
   if len(counts) > len(shown) and task.label_classes:
     lines.append(f'{" " * 11}… {len(counts) - len(shown)} more')
   return lines
@@ -526,6 +526,10 @@ def _repeated_ids(raws: Sequence[Mapping[str, Any]]) -> str:
 
 
 # Lines and rows.
+
+
+def _number(count: int, what: str) -> str:
+  return f'{count:,} {what}' + 's' * (count != 1)
 
 
 def _row(row: np.ndarray) -> np.ndarray:

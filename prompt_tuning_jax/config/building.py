@@ -56,7 +56,8 @@ def load_backbone(
     if config is None:
       raise ValueError(
           f'{where} is not on this machine, and neither a dry run nor `tasks` downloads it: its '
-          'sizes are not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it first.'
+          'sizes are not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it '
+          'first.'
       )
     return _absent(os.fspath(where), config, vocabulary)
   try:

@@ -68,10 +68,15 @@ def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
         prompt.injection.check(backbone.spec)
   if command == 'convert' and not load.is_elsewhere(kwargs['where']):
     load.open_checkpoint(load.find(kwargs['where']), kwargs.get('max_distance'))
+  task, eval_task = kwargs.get('task'), kwargs.get('eval_task')
   split = 'train' if command == 'train' else kwargs.get('split')
+  if isinstance(task, FileTask):
+    # Whether the files are there is quickly seen.
+    split = split or task.splits[0]
+    eval_task = eval_task or (task if command == 'train' else None)
   for name, of_split in (
-      (kwargs.get('task'), split),
-      (kwargs.get('eval_task'), kwargs.get('eval_split', 'validation')),
+      (task, split),
+      (eval_task, kwargs.get('eval_split', 'validation')),
   ):
     if name:
       _check_task(

@@ -10,6 +10,7 @@ from prompt_tuning_jax import config
 from prompt_tuning_jax.checkpoints import hub, load
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.config import building
+from tests import saved_backbone
 from tests.checkpoints import samples, torch_samples
 from tests.conftest import TINY_CONFIG
 

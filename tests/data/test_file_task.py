@@ -468,6 +468,7 @@ def test_neither_seqio_nor_tensorflow_nor_jax_is_needed(tmp_path):
   assert result.stdout == '3 1\n3 1\n', result.stderr
 
 
+@pytest.mark.slow
 def test_real_files_give_what_the_registered_task_gives(vocabulary, shared_data, monkeypatch):
   monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
   folder = shared_data / 'superglue' / 'CB'
