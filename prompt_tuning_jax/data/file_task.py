@@ -110,12 +110,22 @@ class FileTask:
           'FileTask.label_names makes a choice of the task, which has one right answer, but '
           'FileTask.references is set too. Leave one of them out.'
       )
-    if self.label_names is not None and len(self.label_classes) < 2:
+    if self.label_names is not None:
+      self._check_labels()
+    self._check_metrics()
+
+  def _check_labels(self) -> None:
+    if isinstance(self.label_names, str) or not all(map(str.strip, self._labels.values())):
+      raise ValueError(
+          f'FileTask.label_names is {self.label_names!r}; expected the texts of the labels by '
+          "what stands in the file, such as {'0': 'negative', '1': 'positive'}, or a list of "
+          'texts, none of them empty.'
+      )
+    if len(self.label_classes) < 2:
       raise ValueError(
           f'FileTask.label_names={self.label_names!r} leaves nothing to choose from. Name '
           'two labels or more, or leave it out for free text.'
       )
-    self._check_metrics()
 
   def _check_metrics(self) -> None:
     known = self._known_metrics

@@ -381,6 +381,8 @@ def test_a_truncated_gzip_file_is_named(tmp_path, vocabulary):
         ({'targets': '{{a}}'}, 'has no name of a field in its braces'),
         ({'label_names': ['one']}, 'leaves nothing to choose from'),
         ({'label_names': {0: 'a', 1: 'a'}}, 'leaves nothing to choose from'),
+        ({'label_names': 'yes'}, "FileTask.label_names is 'yes'; expected the texts of the"),
+        ({'label_names': {0: 'a', 1: ' '}}, 'or a list of texts, none of them empty'),
         ({'references': 'all'}, 'Leave one of them out'),
         ({'metrics': 'f1'}, "FileTask.metrics is 'f1'; expected a list of accuracy, f1"),
         ({'metrics': []}, 'FileTask.metrics is []'),
