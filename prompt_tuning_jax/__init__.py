@@ -19,6 +19,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax import initializers
   from prompt_tuning_jax.artifact import save_prompt
   from prompt_tuning_jax.checkpoints.load import load_backbone
+  from prompt_tuning_jax.data.file_task import FileTask
   from prompt_tuning_jax.evaluation.evaluate import evaluate
   from prompt_tuning_jax.evaluation.infer import generate, rank
   from prompt_tuning_jax.evaluation.report import evaluate_prompts
@@ -44,6 +45,7 @@ _MODULES = {
     'Combined': 'methods.combined',
     'InDecoder': 'methods.combined',
     'initializers': '',
+    'FileTask': 'data.file_task',
     'train': 'training.train',
     'evaluate': 'evaluation.evaluate',
     'evaluate_prompts': 'evaluation.report',
@@ -66,6 +68,7 @@ __all__ = [
     'Combined',
     'InDecoder',
     'initializers',
+    'FileTask',
     'train',
     'evaluate',
     'evaluate_prompts',

@@ -116,6 +116,13 @@ _COMMANDS = {
         run=_demo,
         add_flags=_demo_flags,
     ),
+    'tasks': _Command(
+        'the tasks there are; the examples of one as the model will see them',
+        'Without a name: lists the tasks and mixtures. With one: shows examples as the '
+        'model will see them (text, tokens, virtual tokens, what is cut), and lengths, '
+        'labels and ids of the whole split. A recipe and its flags say for which model, '
+        'limits and prompt; no weights are loaded.',
+    ),
     'train': _Command(
         'tune a prompt (or a model) from a recipe; run again, it resumes',
         'Tunes a prompt on a task and writes MODEL_DIR/prompt.safetensors. The same '
@@ -242,6 +249,9 @@ def _main(argv: list[str]) -> int:
     return 0
   bindings, others = _take_bindings(rest)
   options = _parse(parser, others)
+  if name == 'tasks':
+    given = {'MIXTURE_OR_TASK_NAME': options.task, 'SPLIT': options.split}
+    bindings += [f'{macro}={value!r}' for macro, value in given.items() if value]
   if options.tfds_data_dir:
     bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')
   created_by = shlex.join(['prompt-tuning', *argv])
@@ -264,6 +274,10 @@ def _make_parser(name: str) -> _Parser:
     return parser
   if name == 'infer':
     parser.add_argument('texts', nargs='*', metavar='TEXT', help='texts to answer')
+  if name == 'tasks':
+    parser.add_argument('task', nargs='?', metavar='NAME', help='the task or mixture to show')
+    parser.add_argument('--examples', type=int, default=3, metavar='N', help='how many [3]')
+    parser.add_argument('--split', help='[the first of train, validation, test]')
   parser.add_argument(
       '--gin_file',
       action='append',
@@ -350,7 +364,9 @@ def _run_configured(
   paths = [path for path in options.gin_search_paths.split(',') if path]
   parsed = config.parse(name, options.gin_file, bindings, paths)
   function = registry.command_function(name)
-  with building.dry_run() if options.dry_run else contextlib.nullcontext():
+  # `tasks` needs no weights either.
+  without_weights = options.dry_run or name == 'tasks'
+  with building.dry_run() if without_weights else contextlib.nullcontext():
     kwargs = parsed.kwargs()
   for note in (*parsed.notes, *checks.check(name, kwargs)):
     print(f'prompt-tuning: note: {note}', file=sys.stderr)
@@ -358,6 +374,8 @@ def _run_configured(
     kwargs.setdefault('created_by', created_by)
   if name == 'infer':
     kwargs['texts'] = options.texts or _texts_from_input(options)
+  if name == 'tasks':
+    kwargs['examples'] = options.examples
   if options.dry_run:
     checks.check_sources(name, kwargs)
     commands.describe(name, kwargs)

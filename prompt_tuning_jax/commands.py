@@ -16,6 +16,7 @@ import jax
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.pretraining import Component
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import infer as infer_lib
@@ -36,7 +37,7 @@ _BATCH_SIZE = 64
 def evaluate(
     *,
     backbone: Backbone,
-    task: str,
+    task: str | FileTask,
     split: str = 'validation',
     prompt_file: str | Sequence[str] | Mapping[str, Any] | None = None,
     checkpoint_path: str | None = None,
@@ -58,7 +59,7 @@ def evaluate(
 
   Args:
     backbone: the model; the one a run started from.
-    task: name of a seqio task or mixture.
+    task: name of a seqio task or mixture, or a task of files.
     split: its split.
     prompt_file: an artifact or a `.npy` prompt, or several, see
       `prompt_paths.find_prompts`; or

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 
 import numpy as np
@@ -20,8 +21,8 @@ from prompt_tuning_jax.training.loop import Interrupted
 from tests import saved_backbone
 
 COMMANDS = [
-    'demo', 'train', 'evaluate', 'infer', 'export', 'import', 'convert', 'pretrain', 'adapt',
-    'prepare',
+    'demo', 'tasks', 'train', 'evaluate', 'infer', 'export', 'import', 'convert', 'pretrain',
+    'adapt', 'prepare',
 ]
 # Commands with flags of their own.
 WITHOUT_GIN = ['demo', 'prepare']
@@ -112,6 +113,13 @@ def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
         (['infer', '--coordinator_address=here:1'], '--coordinator_address: several proce'),
         (['train', '--gin.MODEL_DIR=None'], 'MODEL_DIR is None (--gin.MODEL_DIR), expected a t'),
         (['train', '--gin.LEARNING_RATE=big'], 'expected a number, 0 or more'),
+        (['train', *_NEEDED, '--gin.INITIAL_CHECKPOINT_PATH=nano',
+          '--gin.MIXTURE_OR_TASK_NAME=None'], 'MIXTURE_OR_TASK_NAME is None, but train needs it'),
+        (['evaluate', *_NEEDED, '--gin.INITIAL_CHECKPOINT_PATH=nano', '--gin.SPLIT=None'],
+         'SPLIT is None, but evaluate needs it: split of the task'),
+        (['tasks', 'a', 'b'], "unknown argument 'b'"),
+        (['tasks', 'demo_gloss_category', '--examples=-1'], '--examples -1: it has to be 0 or'),
+        (['tasks', 'demo_gloss_category', '--gin.PLACEMENT=prefx'], "No placement 'prefx'"),
         (['train'], 'MODEL_DIR: folder of the run'),
         (['demo', '--gin.MODEL_DIR=x'], "unknown argument '--gin.MODEL_DIR=x'"),
         (['demo', '--modeldir=x'], 'Did you mean --model_dir?'),
@@ -364,6 +372,53 @@ def test_a_prompt_is_trained_resumed_evaluated_used_and_exported(
   assert dataclasses.replace(mine.manifest, created_by='') == dataclasses.replace(
       theirs.manifest, created_by=''
   )
+
+
+@pytest.mark.slow
+def test_a_task_of_files_is_trained_and_evaluated_by_gin_alone(
+    run, backbone_dir, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
+  # Neither seqio nor TensorFlow.
+  monkeypatch.setattr('prompt_tuning_jax.data.cache.seqio_is_installed', lambda: False)
+  (tmp_path / 'reviews').mkdir()
+  rows = [(f'film {number} was {word}', label) for number in range(6) for word, label in
+          (('a delight', 1), ('dull', 0), ('warm', 1))]
+  for name, some in (('train', rows), ('dev', rows[::4])):
+    lines = ['text\tlabel', *(f'{text}\t{label}' for text, label in some)]
+    (tmp_path / 'reviews' / f'{name}.tsv').write_text('\n'.join(lines))
+  model = [
+      '--gin_file=custom_task',
+      f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}',
+      '--gin.PROMPT_LENGTH=3',
+  ]
+  training = [
+      f'--gin.MODEL_DIR={tmp_path}/run', '--gin.TRAIN_STEPS_RELATIVE=2', '--gin.BATCH_SIZE=4'
+  ]
+  status, shown, errors = run('tasks', *model, '--examples=1')
+  assert (status, errors) == (0, '')
+  assert shown.startswith("reviews, split 'train', 18 examples\n")
+
+  status, trained, errors = run('train', *model, *training)
+  assert status == 0, errors
+  assert 'task       reviews, 18 examples' in errors
+  accuracy, f1 = re.search(r'step 2, accuracy (\S+), f1 (\S+)\n', trained).groups()
+  assert load_prompt(f'{tmp_path}/run/prompt.safetensors').manifest.task == 'reviews'
+  prompt_file = f'--gin.PROMPT_FILE={tmp_path}/run/prompt.safetensors'
+  status, printed, errors = run('evaluate', *model, prompt_file)
+  assert status == 0, errors
+  assert f'reviews, validation: accuracy {accuracy}, f1 {f1} (5 examples)' in printed
+
+  # The configuration it kept is the run's, and another task or other files are not.
+  assert run('train', f'--gin_file={tmp_path}/run/config.gin')[:2] == (0, trained)
+  status, _, errors = run('train', *model, *training, '--gin.FileTask.inputs={text}')
+  assert status == 2
+  assert "file_task.inputs: 'review: {text}' there, '{text}' here" in errors
+  path = tmp_path / 'reviews' / 'train.tsv'
+  path.write_text(path.read_text().replace('dull', 'flat'))
+  status, _, errors = run('train', *model, *training)
+  assert status == 2
+  assert 'files.0: ' in errors
 
 
 @pytest.mark.slow

@@ -60,6 +60,9 @@ def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_pat
   for name in re.findall(r"'(nano_corpus/.+?)'", text):
     (tmp_path / 'nano_corpus').mkdir(exist_ok=True)
     shutil.copy(saved_backbone.VOCABULARY, tmp_path / name)
+  for name in re.findall(r"'(reviews/.+?)'", text):
+    (tmp_path / 'reviews').mkdir(exist_ok=True)
+    (tmp_path / name).write_text('text\tlabel\na warm film\t1\n')
   status = cli.main([command, *flags])
   printed, errors = capsys.readouterr()
   assert status == 0, errors

@@ -43,6 +43,16 @@ def repository(name: str) -> str | None:
   return name if _REPOSITORY.fullmatch(name) else None
 
 
+def fetched(repository: str) -> str | None:
+  """The folder of a repository that was downloaded before; None if it was not."""
+  with contextlib.suppress(Exception):  # Whatever the client raises: it is not here yet.
+    hub = importlib.import_module('huggingface_hub')
+    folder = hub.snapshot_download(repository, local_files_only=True)
+    if 'config.json' in os.listdir(folder) and _weights(os.listdir(folder)):
+      return folder
+  return None
+
+
 def fetch(repository: str) -> str:
   """The folder of a repository, downloaded where it is not on this machine yet.
 
@@ -58,10 +68,8 @@ def fetch(repository: str) -> str:
         f'{repository} is a model of the Hugging Face hub, and downloading it needs '
         'huggingface_hub: pip install huggingface_hub. Or name a folder that holds it.'
     ) from error
-  with contextlib.suppress(Exception):  # Whatever the client raises: it is not here yet.
-    folder = hub.snapshot_download(repository, local_files_only=True)
-    if 'config.json' in os.listdir(folder) and _weights(os.listdir(folder)):
-      return folder
+  if folder := fetched(repository):
+    return folder
   try:
     files = hub.list_repo_files(repository)
     needed = _needed(files, repository)

@@ -175,6 +175,12 @@ def is_elsewhere(where: str | os.PathLike[str]) -> bool:
   return not folder or not os.path.isdir(folder)
 
 
+def fetched(where: str | os.PathLike[str]) -> str | None:
+  """The folder of a published model that was downloaded before; None if it was not."""
+  repository = hub.repository(os.fspath(where))
+  return hub.fetched(repository) if repository else None
+
+
 def _not_found(text: str) -> str:
   known = packaged_names()
   path = Path(text)

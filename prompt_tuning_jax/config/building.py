@@ -14,6 +14,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import load
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
+from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 # In a dry run weights may be missing where the sizes are known, and texts stay unread.
@@ -50,12 +51,15 @@ def load_backbone(
       `checkpoints.load.load_backbone`.
   """
   if _dry_run and load.is_elsewhere(where):
+    where = load.fetched(where) or where
+  if _dry_run and load.is_elsewhere(where):
     if config is None:
       raise ValueError(
-          f'{where} is not on this machine, and a dry run downloads nothing: its sizes are '
-          'not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it first.'
+          f'{where} is not on this machine, and neither a dry run nor `tasks` downloads it: its '
+          'sizes are not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it '
+          'first.'
       )
-    return _absent(os.fspath(where), config)
+    return _absent(os.fspath(where), config, vocabulary)
   try:
     backbone = load.load_backbone(
         where, dtype=dtype, max_distance=max_distance, vocabulary=vocabulary, remat=remat
@@ -63,7 +67,7 @@ def load_backbone(
   except (FileNotFoundError, ValueError):
     if not _dry_run or config is None or os.path.exists(where):
       raise
-    return _absent(os.fspath(where), config)
+    return _absent(os.fspath(where), config, vocabulary)
   if config is not None and backbone.spec != T5(config).spec:
     raise ValueError(
         f'{where} holds a model of other sizes ({backbone.spec}) than MODEL_CONFIG says '
@@ -73,14 +77,15 @@ def load_backbone(
   return backbone
 
 
-def _absent(where: str, config: T5Config) -> Backbone:
+def _absent(where: str, config: T5Config, vocabulary: Vocabulary | str | None) -> Backbone:
   def load_params():
     raise FileNotFoundError(f'{where} is not on this machine.')
 
+  if isinstance(vocabulary, str):
+    vocabulary = open_vocabulary(vocabulary)
   name = '/'.join(where.rstrip('/').split('/')[-2:])
-  return Backbone(
-      name, T5(config), None, load_params, source=f'{where} (not on this machine)'
-  )
+  source = f'{where} (not on this machine)'
+  return Backbone(name, T5(config), vocabulary, load_params, source=source)
 
 
 def vocabulary_of(backbone: Backbone) -> Vocabulary:

@@ -17,7 +17,9 @@ import jax
 
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
+from prompt_tuning_jax.config import errors
 from prompt_tuning_jax.data import buckets, cache
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
@@ -44,6 +46,10 @@ def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
   Raises:
     ValueError, OSError: naming the macro and what it may be.
   """
+  # Only `tasks` does without.
+  for argument, macro in (('task', 'MIXTURE_OR_TASK_NAME'), ('split', 'SPLIT')):
+    if command != 'tasks' and kwargs.get(argument, '') is None:
+      raise ValueError(f'{macro} is None, but {command} needs it:{errors.how_to_set(macro)}')
   return _CHECKS[command](**kwargs) or []
 
 
@@ -63,10 +69,15 @@ def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
       prompt.injection.check(backbone.spec)
   if command == 'convert' and not load.is_elsewhere(kwargs['where']):
     load.open_checkpoint(load.find(kwargs['where']), kwargs.get('max_distance'))
+  task, eval_task = kwargs.get('task'), kwargs.get('eval_task')
   split = 'train' if command == 'train' else kwargs.get('split')
+  if isinstance(task, FileTask):
+    # Whether the files are there is quickly seen.
+    split = split or task.splits[0]
+    eval_task = eval_task or (task if command == 'train' else None)
   for name, of_split in (
-      (kwargs.get('task'), split),
-      (kwargs.get('eval_task'), kwargs.get('eval_split', 'validation')),
+      (task, split),
+      (eval_task, kwargs.get('eval_split', 'validation')),
   ):
     if name:
       _check_task(
@@ -246,6 +257,22 @@ def _check_pretrain(
   loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
 
 
+def _check_tasks(
+    *,
+    backbone: Backbone,
+    task: str | FileTask | None = None,
+    method: Method | None = None,
+    feature_lengths: Mapping[str, int] | None = None,
+    placement: Any = 'prefix',
+    **others: Any,
+) -> None:
+  del others
+  if task is not None:
+    count = 0 if method is None else method.num_virtual_tokens
+    input_length = feature_lengths['inputs'] if feature_lengths else None
+    as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
+
+
 _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'train': _check_train,
     'evaluate': _check_evaluate,
@@ -255,6 +282,7 @@ _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'convert': _check_convert,
     'pretrain': _check_pretrain,
     'adapt': _check_pretrain,
+    'tasks': _check_tasks,
 }
 
 
@@ -319,8 +347,15 @@ def _check_checkpoint(path: str) -> None:
 
 
 def _check_task(
-    name: str, split: str, backbone: Backbone | None, task_module: str, cache_dir: str | None
+    name: str | FileTask,
+    split: str,
+    backbone: Backbone | None,
+    task_module: str,
+    cache_dir: str | None,
 ) -> None:
+  if isinstance(name, FileTask):
+    name.paths(split)
+    return
   vocabulary = backbone.vocabulary if backbone is not None else None
   if vocabulary is not None and os.path.exists(
       cache.cache_path(name, split, vocabulary, cache_dir)

@@ -144,7 +144,10 @@ class Macro:
 MACROS: Mapping[str, Macro] = {
     'MODEL_DIR': Macro('folder of the run: its states, metrics, config', "'/tmp/run'", _TEXT),
     'MIXTURE_OR_TASK_NAME': Macro(
-        'name of the seqio task or mixture', "'taskless_super_glue_cb_v102'", _TEXT
+        'name of the seqio task or mixture, or @FileTask() for files of your own',
+        "'taskless_super_glue_cb_v102'",
+        _TEXT,
+        True,
     ),
     'MIXTURE_OR_TASK_MODULE': Macro(
         'Python module whose import registers the task', "'my_project.tasks'", _TEXT
@@ -158,7 +161,7 @@ MACROS: Mapping[str, Macro] = {
         _LENGTHS,
         True,
     ),
-    'SPLIT': Macro('split of the task to evaluate', "'validation'", _TEXT),
+    'SPLIT': Macro('split of the task to evaluate, or to show', "'validation'", _TEXT, True),
     'TRAIN_STEPS': Macro(
         "steps counted from the start of pretraining, T5X's way (runs/t5x_exact.gin)",
         '1_130_000',

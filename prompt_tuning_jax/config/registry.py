@@ -51,6 +51,7 @@ _FUNCTIONS: Mapping[str, str] = {
     'text_files': 'config.building:text_files',
     'jsonl_pairs': 'config.building:jsonl_pairs',
     'load_task': 'data.cache:load_task',
+    'FileTask': 'data.file_task:FileTask',
 }
 
 # The commands that gin configures. Gin gathers their arguments; `cli.py` calls them.
@@ -63,6 +64,7 @@ _COMMANDS: Mapping[str, str] = {
     'export': 'export:export',
     'import_prompt': 'prompt_files:import_prompt',
     'convert': 'checkpoints.convert:convert',
+    'tasks': 'task_report:tasks',
 }
 
 # Whose functions gin knows by their full names.
@@ -71,7 +73,7 @@ _PACKAGES = ('optax', 'jax.nn.initializers')
 # The functions known to gin, by name, once `register` was called.
 _registered: dict[str, Callable[..., Any]] = {}
 
-_FROM_COMMAND_LINE = ('created_by', 'dry_run', 'texts')
+_FROM_COMMAND_LINE = ('created_by', 'dry_run', 'texts', 'examples')
 
 
 def commands() -> tuple[str, ...]:

@@ -186,6 +186,7 @@ class TrainBatches:
             num_virtual_tokens,
             num_decoder_virtual_tokens,
             placement,
+            trains=True,
         )
         for task, _ in tasks
     ]
@@ -295,6 +296,11 @@ class EvalBatches:
     )
     self.target_length = feature_lengths['targets']
 
+  @property
+  def row_widths(self) -> np.ndarray:
+    """Tokens of each example's encoder row, virtual ones included, by example number."""
+    return self._source.widths
+
   def __len__(self) -> int:
     return math.ceil(len(self._order) / self.batch_size)
 
@@ -322,6 +328,7 @@ class _Source:
       num_virtual_tokens: int,
       num_decoder_virtual_tokens: int,
       placement: Placement | str,
+      trains: bool = False,
   ):
     for feature in ('inputs', 'targets'):
       if feature not in feature_lengths:
@@ -357,8 +364,8 @@ class _Source:
         for name in self._placement.fields
     )
     if task.has_labels:
-      _warn_of_cuts(task, 'targets', task.lengths('targets'), feature_lengths)
-    _warn_of_cuts(task, 'inputs', ordinary, feature_lengths)
+      _warn_of_cuts(task, 'targets', task.lengths('targets'), feature_lengths, trains)
+    _warn_of_cuts(task, 'inputs', ordinary, feature_lengths, trains)
     # [examples], tokens of the encoder's rows, virtual ones included.
     self.widths = np.minimum(ordinary, self._input_length) + num_virtual_tokens
 
@@ -384,20 +391,31 @@ def _warn_of_cuts(
     feature: str,
     token_counts: np.ndarray,
     feature_lengths: Mapping[str, int],
+    trains: bool,
 ) -> None:
+  """Says what share of the examples a limit cuts, the worst of them, and what it costs."""
   length = feature_lengths[feature]
-  share = np.mean(token_counts > length)
-  if share:
-    consequence = {
-        'inputs': 'the model does not see what is cut',
-        'targets': 'the model can neither learn nor be scored on what is cut',
-    }
-    warnings.warn(
-        f"TASK_FEATURE_LENGTHS['{feature}']={length} cuts the {feature} of {share:.1%} "
-        f'of {task.name}, split {task.split!r} (the longest has {token_counts.max()} '
-        f'tokens): {consequence[feature]}.',
-        stacklevel=4,
+  num_cut = int(np.sum(token_counts > length))
+  if not num_cut:
+    return
+  worst = int(token_counts.argmax())
+  longest = int(token_counts[worst])
+  if feature == 'inputs':
+    consequence = 'the model does not see what is cut'
+  elif trains:
+    consequence = (
+        'the model never learns how these answers end, not even that they do (the '
+        f"end-of-sequence token is cut). Allow {longest} for 'targets', unless that is meant"
     )
+  else:
+    consequence = 'answers are neither generated nor scored beyond it'
+  warnings.warn(
+      f"TASK_FEATURE_LENGTHS['{feature}']={length} cuts the {feature} of "
+      f'{num_cut / len(token_counts):.1%} of {task.name}, split {task.split!r} ({num_cut:,} of '
+      f'{len(token_counts):,} examples; the longest, example {worst}, has {longest} tokens): '
+      f'{consequence}.',
+      stacklevel=4,
+  )
 
 
 def _check_ids(task: TokenizedTask, feature: str, vocab_size: int) -> None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prompt_tuning_jax.data import array_file, provenance, text_files
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import (
     FORMAT,
     CacheError,
@@ -51,7 +52,7 @@ def default_cache_dir() -> str:
 
 
 def load_task(
-    name: str,
+    name: str | FileTask,
     split: str,
     vocabulary: Vocabulary,
     *,
@@ -65,7 +66,8 @@ def load_task(
   task is tokenised through seqio and the file is written.
 
   Args:
-    name: name of the seqio task, for example 'taskless_super_glue_cb_v102'.
+    name: name of the seqio task, for example 'taskless_super_glue_cb_v102', or a task of
+      files of one's own.
     split: name of the split.
     vocabulary: the model's vocabulary; it replaces the one the task was registered
       with.
@@ -79,6 +81,8 @@ def load_task(
       installed to make it again.
     ValueError: if there is no such task or split, or the split is empty.
   """
+  if isinstance(name, FileTask):
+    return _load_file_task(name, split, vocabulary, cache_dir)
   path = cache_path(name, split, vocabulary, cache_dir)
   make_it = (
       f'Make it on a machine that has seqio (pip install prompt_tuning_jax) with\n'
@@ -113,7 +117,7 @@ def load_task(
 
 
 def load_task_or_mixture(
-    name: str,
+    name: str | FileTask,
     split: str,
     vocabulary: Vocabulary,
     *,
@@ -134,6 +138,8 @@ def load_task_or_mixture(
   kwargs: dict[str, Any] = dict(
       cache_dir=cache_dir, task_module=task_module, tfds_data_dir=tfds_data_dir
   )
+  if isinstance(name, FileTask):
+    return [(load_task(name, split, vocabulary, **kwargs), 1.0)]
   # seqio keeps one namespace for tasks and mixtures, so at most one of these exists.
   path = os.path.join(cache_dir or default_cache_dir(), _quoted(name), 'mixture.json')
   mixture = _read_mixture(path)
@@ -193,15 +199,7 @@ def load_files(
   # Files of one name may lie in several folders, so the folders are part of the key.
   key = hashlib.sha256('\0'.join(paths).encode()).hexdigest()[:8]
   cached = cache_path(f'{form.name}-{name}-{key}', split, vocabulary, cache_dir)
-  task = None
-  if os.path.exists(cached):
-    try:
-      task = TokenizedTask.read(cached, vocabulary)
-      _check_current(cached, task.manifest)
-    except CacheError as error:
-      task = None
-      if not isinstance(error, _OutOfDateError):
-        warnings.warn(f'{error} It is made again.', stacklevel=3)
+  task = _read_if_current(cached, vocabulary)
   if task is None:
     # Described before it is read: a file that grows meanwhile counts as changed.
     source = provenance.describe_files(paths)
@@ -211,15 +209,48 @@ def load_files(
     )
     task = TokenizedTask(manifest | {'skipped': skipped}, arrays, vocabulary)
     _write_if_possible(cached, lambda: task.save(cached))
+  _warn_of_skipped(task)
+  return task
+
+
+def _load_file_task(
+    task: FileTask, split: str, vocabulary: Vocabulary, cache_dir: str | None
+) -> TokenizedTask:
+  """A split of a task of files, from the cache as long as they and its settings stay."""
+  settings = json.dumps([task.description(), task.paths(split)], sort_keys=True)
+  key = hashlib.sha256(settings.encode()).hexdigest()[:8]
+  cached = cache_path(f'files-{task.name}-{key}', split, vocabulary, cache_dir)
+  loaded = _read_if_current(cached, vocabulary)
+  if loaded is None:
+    loaded = task.tokenize(split, vocabulary)
+    _write_if_possible(cached, lambda: loaded.save(cached))
+  _warn_of_skipped(loaded)
+  return loaded
+
+
+def _read_if_current(path: str, vocabulary: Vocabulary) -> TokenizedTask | None:
+  """A tokenised task of local files; None if it is to be made (again)."""
+  if not os.path.exists(path):
+    return None
+  try:
+    task = TokenizedTask.read(path, vocabulary)
+    _check_current(path, task.manifest)
+    return task
+  except CacheError as error:
+    if not isinstance(error, _OutOfDateError):
+      warnings.warn(f'{error} It is made again.', stacklevel=4)
+    return None
+
+
+def _warn_of_skipped(task: TokenizedTask) -> None:
   skipped = task.manifest['skipped']
   if skipped['count']:
     warnings.warn(
-        f'{skipped["count"]:,} of {skipped["lines"]:,} lines of {name} were skipped: '
+        f'{skipped["count"]:,} of {skipped["lines"]:,} lines of {task.name} were skipped: '
         + '; '.join(skipped['first'])
         + (' …' if skipped['count'] > len(skipped['first']) else ''),
-        stacklevel=3,
+        stacklevel=4,
     )
-  return task
 
 
 def cache_path(

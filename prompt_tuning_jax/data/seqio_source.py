@@ -161,6 +161,57 @@ def mixture_members(name: str, task_module: str) -> dict[str, Any] | None:
   }
 
 
+def registered(task_module: str) -> list[dict[str, Any]]:
+  """All tasks and mixtures that a module registers, as plain data; no data are read.
+
+  Returns:
+    For each, sorted by name: `name`, `family` (the module that registers it, by its last
+    name), `splits` (those it declares; None where only its source knows them), and
+    `classes` (texts; True where they are only known from its files) or None for free text;
+    of a mixture also `members`.
+
+  Raises:
+    ImportError: if seqio or `task_module` cannot be imported.
+  """
+  seqio = import_seqio()
+  _import_task_module(task_module)
+  found = {}
+  for name in sorted(seqio.TaskRegistry.names()):
+    task = seqio.TaskRegistry.get(name)
+    found[name] = {
+        'name': name,
+        'family': _family(task),
+        'splits': _declared_splits(task.source),
+        'classes': _classes(task.postprocessor),
+    }
+  for name in sorted(seqio.MixtureRegistry.names()):
+    members = [task.name for task in seqio.MixtureRegistry.get(name).tasks]
+    splits = [found[member]['splits'] or () for member in members]
+    found[name] = {
+        'name': name,
+        'family': found[members[0]]['family'],
+        'splits': list(dict.fromkeys(split for some in splits for split in some)) or None,
+        'classes': None,
+        'members': members,
+    }
+  return list(found.values())
+
+
+def _family(task: Any) -> str:
+  """The last name of the module that registers a task."""
+  if task.source_info and task.source_info.file_path:
+    return os.path.splitext(os.path.basename(task.source_info.file_path))[0]
+  own = [_module_of(step) for step in task.preprocessors]
+  own = [name for name in own if name.partition('.')[0] != 'seqio']
+  return own[0].rpartition('.')[-1] if own else 'others'
+
+
+def _classes(postprocessor: Any) -> list[str] | bool | None:
+  classes = getattr(postprocessor, 'keywords', {}).get('label_classes')
+  # Other sequences may read files when they are looked at.
+  return list(classes) if isinstance(classes, (list, tuple)) else classes is not None or None
+
+
 def _declared_splits(source: Any) -> list[str] | None:
   # Not `source.splits`, which lists the files that are there or looks in the network.
   return list(getattr(source, 'declared_splits', source._splits)) or None

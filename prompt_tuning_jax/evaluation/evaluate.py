@@ -29,6 +29,7 @@ from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.cache import load_task_or_mixture
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import hosts, ranking
@@ -288,7 +289,7 @@ class Evaluator:
 def evaluate(
     backbone: Backbone,
     prompt: AnyPrompt,
-    tasks: TokenizedTask | str | Sequence[TokenizedTask | str],
+    tasks: TokenizedTask | FileTask | str | Sequence[TokenizedTask | FileTask | str],
     *,
     split: str = 'validation',
     batch_size: int = 32,
@@ -311,7 +312,8 @@ def evaluate(
   Args:
     backbone: the model.
     prompt: a loaded artifact or the path of one, an Injection, or None for the bare model.
-    tasks: names of seqio tasks or mixtures, or loaded splits (`data.cache.load_task`).
+    tasks: names of seqio tasks or mixtures, tasks of files (`FileTask`), or loaded splits
+      (`data.cache.load_task`).
     split: the split of what is named.
     batch_size: rows of a batch.
     feature_lengths: longest inputs and targets in tokens; default: those the prompt
@@ -367,14 +369,14 @@ def evaluate(
     )
     result = evaluator(injection, params, step=step)
     results[name] = dataclasses.replace(result, prompt=source)
-  if list(results) == [tasks] or isinstance(tasks, TokenizedTask):
+  if list(results) == [tasks] or isinstance(tasks, TokenizedTask | FileTask):
     return next(iter(results.values()))
   return results
 
 
 def load_tasks(
     backbone: Backbone,
-    tasks: TokenizedTask | str | Sequence[TokenizedTask | str],
+    tasks: TokenizedTask | FileTask | str | Sequence[TokenizedTask | FileTask | str],
     split: str,
     settings: Mapping[str, Any],
 ) -> dict[str, TokenizedTask]:
@@ -384,8 +386,8 @@ def load_tasks(
     ValueError: if there are none, or the same split is there twice; else as `load_task`.
   """
   loaded: list[TokenizedTask] = []
-  for task in [tasks] if isinstance(tasks, TokenizedTask | str) else tasks:
-    if isinstance(task, str):
+  for task in [tasks] if isinstance(tasks, TokenizedTask | FileTask | str) else tasks:
+    if isinstance(task, str | FileTask):
       members = load_task_or_mixture(task, split, backbone.vocabulary, **settings)
       loaded += [member for member, _ in members]
     else:

@@ -222,8 +222,8 @@ class _Inputs:
         for key, (_, manifest) in unpacked.items()
     }
     self._rows = []
-    num_cut = 0
-    for text, key in zip(texts, keys):
+    cut = []
+    for number, (text, key) in enumerate(zip(texts, keys)):
       injection, manifest = unpacked[key]
       length, place = max_input_length, placements[key]
       if manifest is not None:
@@ -231,7 +231,7 @@ class _Inputs:
       fields = _encoded(text, place, backbone.vocabulary)
       ordinary = sum(map(len, fields.values())) + place.num_anchor_tokens
       if length is not None and ordinary > length:
-        num_cut += 1
+        cut.append((ordinary - length, number, ordinary, length))
       first_id = backbone.spec.vocab_size
       row = place(
           fields.get('inputs', ()),
@@ -241,10 +241,12 @@ class _Inputs:
           fields=fields,
       )
       self._rows.append(np.where(row >= first_id, row + offsets[key], row))
-    if num_cut:
+    if cut:
+      _, number, ordinary, length = max(cut, key=lambda one: one[0])
       warnings.warn(
-          f'{num_cut} of {len(texts)} texts are longer than max_input_length (by default '
-          'the length that the prompt was trained with) and are cut.',
+          f'{len(cut)} of {len(texts)} texts are longer than max_input_length (by default '
+          'the length that the prompt was trained with) and are cut; worst text '
+          f'{number}, counted from 0, of whose {ordinary} tokens the model sees {length}.',
           stacklevel=3,
       )
 

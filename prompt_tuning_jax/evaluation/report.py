@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
@@ -157,7 +158,7 @@ class Report:
 def evaluate_prompts(
     backbone: Backbone,
     prompts: Sequence[AnyPrompt] | Mapping[str, Sequence[AnyPrompt]],
-    tasks: TokenizedTask | str | Sequence[TokenizedTask | str],
+    tasks: TokenizedTask | FileTask | str | Sequence[TokenizedTask | FileTask | str],
     *,
     split: str = 'validation',
     output_dir: str | None = None,
@@ -170,7 +171,7 @@ def evaluate_prompts(
     backbone: the model.
     prompts: the prompts, each to be evaluated on every task; or for each task's name its
       own. None among them is the bare model.
-    tasks: names of seqio tasks or mixtures, or loaded splits.
+    tasks: names of seqio tasks or mixtures, FileTasks, or loaded splits.
     split: the split of what is named.
     output_dir: receives metrics and predictions as each is done (of several prompts in
       `prompt_0/` and so on), then what `Report.write` writes.

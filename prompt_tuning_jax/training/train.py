@@ -17,6 +17,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.batches import TrainBatches
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
+from prompt_tuning_jax.data.file_task import FileTask, describe_task
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import Evaluator
@@ -59,7 +60,7 @@ class TrainResult:
 def train(
     *,
     backbone: Backbone | str,
-    task: str,
+    task: str | FileTask,
     model_dir: str,
     train_steps: int,
     method: Method | None = None,
@@ -72,7 +73,7 @@ def train(
     microbatches: int = 1,
     dropout_rate: float = 0.0,
     random_seed: int = 0,
-    eval_task: str | None = None,
+    eval_task: str | FileTask | None = None,
     eval_split: str = 'validation',
     eval_method: str = 'rank',
     eval_batch_size: int | None = None,
@@ -93,7 +94,7 @@ def train(
 
   Args:
     backbone: a loaded backbone, or the name or folder of one.
-    task: name of a seqio task or mixture.
+    task: name of a seqio task or mixture, or a task of files.
     model_dir: folder of the run: states, metrics, and at the end `prompt.safetensors`,
       and `backbone` where that was tuned.
     train_steps: optimiser updates in all.
@@ -166,7 +167,7 @@ def train(
         'dtype': jnp.dtype(backbone.module.dtype).name,
         'method': describe(method),
         'trainable': describe(trainable_lib.as_labelling(trainable, method)),
-        'task': task,
+        'task': task if isinstance(task, str) else task.name,
         'batch_size': batch_size,
         'feature_lengths': feature_lengths,
         'placement': placement.description,
@@ -175,10 +176,12 @@ def train(
         'dropout_rate': dropout_rate,
         'random_seed': random_seed,
     }
+    if isinstance(task, FileTask):
+      description['file_task'] = task.description()
     if best_metric is not None:
       # Scores of another kind cannot be compared with those of the states before.
       description['evaluation'] = {
-          'task': eval_task or task,
+          'task': describe_task(eval_task or task),
           'split': eval_split,
           'method': eval_method,
           'decoding': dataclasses.asdict(decoding) if decoding else None,
@@ -227,6 +230,10 @@ def train(
     description['examples'] = {
         f'{of_task.name}/{of_task.split}': [len(of_task), weight] for of_task, weight in tasks
     }
+    if isinstance(task, FileTask):
+      # Files of one's own are edited more often than data sets are.
+      ((of_task, _),) = tasks
+      description['files'] = [file['sha256'] for file in of_task.manifest['source']['files']]
     folder.claim(description)
 
     # The parameters.

@@ -10,6 +10,7 @@ from prompt_tuning_jax import config
 from prompt_tuning_jax.checkpoints import hub, load
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.config import building
+from tests import saved_backbone
 from tests.checkpoints import samples, torch_samples
 from tests.conftest import TINY_CONFIG
 
@@ -108,11 +109,30 @@ def test_a_dry_run_downloads_nothing(fake_hub):
   flags = [model, "MODEL_DIR='/tmp/x'", "MIXTURE_OR_TASK_NAME='x'",
            "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 2}"]
   with building.dry_run():
-    with pytest.raises(ValueError, match='a dry run downloads nothing'):
+    with pytest.raises(ValueError, match='neither a dry run nor .tasks. downloads it'):
       config.parse('train', [], flags, []).kwargs()
     kwargs = config.parse('train', ['models/t5_1_1_lm100k_base'], flags, []).kwargs()
   assert kwargs['backbone'].num_params == 247_577_856
   assert fake_hub.downloaded == []
+
+
+def test_a_dry_run_takes_what_was_fetched_before_and_a_vocabulary_that_is_named(
+    fake_hub, monkeypatch
+):
+  flags = ["MODEL_DIR='/tmp/x'", "MIXTURE_OR_TASK_NAME='x'",
+           "TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 2}"]
+  vocabulary = f'VOCABULARY={str(saved_backbone.VOCABULARY)!r}'
+  with building.dry_run():
+    parsed = config.parse('train', ['models/t5_1_1_lm100k_base'], [*flags, vocabulary], [])
+    backbone = parsed.kwargs()['backbone']
+    assert backbone.vocabulary.size == 4100
+    assert backbone.num_params == 247_577_856
+    fake_hub.keeps = True
+    load_backbone('google/t5-base-lm-adapt')
+    model = "INITIAL_CHECKPOINT_PATH='google/t5-base-lm-adapt'"
+    backbone = config.parse('train', [], [*flags, model], []).kwargs()['backbone']
+  assert backbone.module.config == TINY_CONFIG
+  assert len(fake_hub.downloaded) == 1
 
 
 def test_the_published_names_are_those_of_t5x_and_the_hub():

@@ -143,6 +143,30 @@ def test_a_task_that_is_tokenised_already_needs_no_seqio(dry_run, backbone_dir, 
   assert dry_run('evaluate', '--gin.MIXTURE_OR_TASK_NAME=mine') == (0, '')
 
 
+def test_a_dry_run_looks_for_the_files_of_a_task_of_files(dry_run, tmp_path):
+  flags = [
+      '--gin.MIXTURE_OR_TASK_NAME=@FileTask()',
+      '--gin.FileTask.name=mine',
+      "--gin.FileTask.files={'train': 'a.tsv', 'validation': 'b.tsv'}",
+      '--gin.FileTask.inputs={text}',
+      '--gin.FileTask.targets=label',
+  ]
+  for command, missing in (('train', 'a.tsv'), ('evaluate', 'b.tsv'), ('tasks', 'a.tsv')):
+    status, errors = dry_run(command, *flags)
+    assert status == 2
+    assert f'no file {tmp_path}/{missing}, which FileTask.files names' in errors
+  (tmp_path / 'a.tsv').touch()
+  assert dry_run('tasks', *flags) == (0, '')
+  status, errors = dry_run('train', *flags)
+  assert status == 2
+  assert f'no file {tmp_path}/b.tsv' in errors
+  (tmp_path / 'b.tsv').touch()
+  assert dry_run('train', *flags) == (0, '')
+  status, errors = dry_run('train', *flags, "--gin.FileTask.metrics=['acuracy']")
+  assert status == 2
+  assert "Did you mean 'accuracy'?" in errors
+
+
 def test_both_a_prompt_and_a_checkpoint_are_one_too_many(dry_run, prompt_file):
   status, errors = dry_run(
       'evaluate', f'--gin.PROMPT_FILE={prompt_file}', '--gin.CHECKPOINT_PATH=run'

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import warnings
 
 import numpy as np
 import pytest
@@ -285,16 +286,40 @@ def test_token_ids_beyond_the_table_name_the_example(task):
     train_batches(task, vocab_size=30)
 
 
-def test_cut_targets_are_warned_of_with_their_share_and_the_longest(vocabulary):
-  examples = [{'inputs': [5, 1], 'targets': [6] * (2 + i) + [1]} for i in range(4)]
+def test_what_the_limits_cut_is_said_with_its_share_and_the_worst_example(vocabulary):
+  examples = [
+      {'inputs': [5] * (9 if i == 1 else 1) + [1], 'targets': [6] * (5 - i) + [1]}
+      for i in range(4)
+  ]
   task = TokenizedTask.from_examples(examples, vocabulary, name='long')
+  lengths = {'inputs': 8, 'targets': 4}
   with pytest.warns(UserWarning) as warned:
-    train_batches(task, feature_lengths={'inputs': 8, 'targets': 4})
-  (warning,) = warned
-  assert "TASK_FEATURE_LENGTHS['targets']=4 cuts the targets of 50.0% of long" in str(
-      warning.message
+    train_batches(task, feature_lengths=lengths)
+  targets, inputs = (str(warning.message) for warning in warned)
+  assert targets == (
+      "TASK_FEATURE_LENGTHS['targets']=4 cuts the targets of 50.0% of long, split 'train' (2 of "
+      '4 examples; the longest, example 0, has 6 tokens): the model never learns how these '
+      'answers end, not even that they do (the end-of-sequence token is cut). Allow 6 for '
+      "'targets', unless that is meant."
   )
-  assert 'longest has 6 tokens' in str(warning.message)
+  assert inputs == (
+      "TASK_FEATURE_LENGTHS['inputs']=8 cuts the inputs of 25.0% of long, split 'train' (1 of 4 "
+      'examples; the longest, example 1, has 10 tokens): the model does not see what is cut.'
+  )
+  with pytest.warns(UserWarning) as warned:
+    eval_batches(task, feature_lengths=lengths)
+  targets, again = (str(warning.message) for warning in warned)
+  assert targets.endswith('has 6 tokens): answers are neither generated nor scored beyond it.')
+  assert again == inputs
+
+
+def test_limits_that_cut_nothing_are_passed_over_in_silence(vocabulary):
+  example = {'inputs': [5, 5, 1], 'targets': [6, 1]}
+  task = TokenizedTask.from_examples([example] * 3, vocabulary)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    train_batches(task, feature_lengths={'inputs': 3, 'targets': 2})
+    eval_batches(task, feature_lengths={'inputs': 3, 'targets': 2})
 
 
 def test_batch_sizes_that_do_not_divide_among_hosts_are_refused(task):

@@ -10,6 +10,7 @@ import pytest
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.data import cache
 from prompt_tuning_jax.data.batches import make_batch
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import metrics, ranking
@@ -111,6 +112,20 @@ def test_tasks_and_prompts_may_be_named(backbone, soft_prompt, task, ranked, tmp
   named = evaluate(backbone, path, 'toy', split='train', cache_dir=cache_dir, **SHAPE)
   assert named.metrics == ranked.metrics
   assert [p['scores'] for p in named.predictions] == [p['scores'] for p in ranked.predictions]
+
+
+def test_a_task_of_files_is_scored_as_the_same_examples_are(
+    backbone, soft_prompt, ranked, tmp_path
+):
+  rows = [f'{text}\t{i % 3}' for i, text in enumerate(texts())]
+  (tmp_path / 'toy.tsv').write_text('\n'.join(['text\tlabel', *rows]))
+  mine = FileTask('toy', {'train': tmp_path / 'toy.tsv'}, 'text', 'label',
+                  label_names=dict(enumerate(CLASSES)))  # fmt: skip
+  settings = dict(split='train', cache_dir=str(tmp_path / 'cache'), **SHAPE)
+  found = evaluate(backbone, soft_prompt, mine, **settings)
+  assert found.metrics == ranked.metrics
+  assert [p['scores'] for p in found.predictions] == [p['scores'] for p in ranked.predictions]
+  assert evaluate(backbone, soft_prompt, [mine], **settings)['toy'].metrics == found.metrics
 
 
 def test_several_splits_of_a_task_have_a_result_each(backbone, task):

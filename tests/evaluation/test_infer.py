@@ -129,7 +129,9 @@ def test_an_artifact_brings_its_placement_and_length(backbone, soft_prompt, tmp_
       placement='suffix',
       feature_lengths={'inputs': 5, 'targets': 4},
   )
-  with pytest.warns(UserWarning, match='3 of 5 texts are longer'):
+  lengths = [len(backbone.vocabulary.encode(text)) + 1 for text in TEXTS]
+  worst = f'text {np.argmax(lengths)}, .* of whose {max(lengths)} tokens the model sees 5'
+  with pytest.warns(UserWarning, match=f'3 of 5 texts are longer .*; worst {worst}'):
     found = rank(backbone, prompt, TEXTS, CHOICES)
   with pytest.warns(UserWarning, match='are cut'):
     by_hand = rank(

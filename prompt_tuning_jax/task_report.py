@@ -1,0 +1,596 @@
+"""`prompt-tuning tasks`: which tasks there are, and a task as the model will see it.
+
+What is shown is what training gets: the rows come out of the same batches
+(`data/batches.py`), and what was cut is told by comparing them with batches in which
+nothing is. Neither the model's weights nor, for a task that is in the cache, seqio are
+needed.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+import os
+import shutil
+import sys
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.config.building import vocabulary_of
+from prompt_tuning_jax.data.batches import EvalBatches
+from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
+from prompt_tuning_jax.data.file_task import FileTask
+from prompt_tuning_jax.data.tokenized_task import NoSplitError, TokenizedTask
+from prompt_tuning_jax.data.virtual_tokens import as_placement
+from prompt_tuning_jax.methods.method import Method
+
+# Where no split is named, the first of these that a task has.
+_SPLITS = ('train', 'validation', 'test')
+
+# Longest inputs where TASK_FEATURE_LENGTHS is not set, as in evaluation.
+_INPUT_LENGTH = 512
+
+# Of a longer row so many tokens are shown at its beginning and at its end.
+_HEAD, _TAIL = 48, 16
+
+_BINS = 10
+_NAMED_CLASSES = 20
+
+_CUT, _VIRTUAL, _TITLE = '\x1b[31m', '\x1b[36m', '\x1b[1m'
+_PLAIN = '\x1b[0m'
+
+
+def tasks(
+    *,
+    backbone: Backbone | None = None,
+    task: str | FileTask | None = None,
+    split: str | None = None,
+    examples: int = 3,
+    method: Method | None = None,
+    feature_lengths: Mapping[str, int] | None = None,
+    placement: Any = 'prefix',
+    task_module: str = DEFAULT_TASK_MODULE,
+    tfds_data_dir: str | None = None,
+    cache_dir: str | None = None,
+) -> list[str]:
+  """Lists the tasks there are, or shows what the model will see of one.
+
+  Args:
+    backbone: whose vocabulary and sizes count; its weights are not loaded.
+    task: name of a seqio task or mixture, or a task of files; None lists all names.
+    split: its split; the first of train, validation, test that it has where None.
+    examples: how many to show; of a mixture the first of each task.
+    method: the prompt method, for its virtual tokens; None for none.
+    feature_lengths: longest inputs and targets; 512 and the longest target where None.
+    placement: where the virtual tokens stand.
+    task_module: module whose import registers the task.
+    tfds_data_dir: folder of TensorFlow Datasets.
+    cache_dir: folder of tokenised tasks.
+
+  Returns:
+    Lines to print.
+
+  Raises:
+    ValueError, OSError, ImportError: if there is no such task, or it cannot be read.
+  """
+  if task is None:
+    return _listing(task_module)
+  if examples < 0:
+    raise ValueError(f'--examples {examples}: it has to be 0 or more.')
+  loaded = _load(
+      task,
+      split,
+      vocabulary_of(backbone),
+      task_module=task_module,
+      tfds_data_dir=tfds_data_dir,
+      cache_dir=cache_dir,
+  )
+  report = _Report(backbone, method, feature_lengths, placement)
+  if isinstance(task, FileTask) or [of_task.name for of_task, _ in loaded] == [task]:
+    return report.of_task(loaded[0][0], examples)
+  return report.of_mixture(task, loaded, examples)
+
+
+def _load(
+    task: str | FileTask, split: str | None, vocabulary: Any, **kwargs: Any
+) -> list[tuple[TokenizedTask, float]]:
+  refused: NoSplitError | None = None
+  for name in _SPLITS if split is None else (split,):
+    try:
+      return load_task_or_mixture(task, name, vocabulary, **kwargs)
+    except NoSplitError as error:
+      refused = refused or error
+  raise refused
+
+
+# The list of tasks.
+
+
+def _listing(task_module: str) -> list[str]:
+  from prompt_tuning_jax.data import seqio_source
+
+  families: dict[str, list[dict[str, Any]]] = {}
+  for entry in _without_twins(seqio_source.registered(task_module)):
+    families.setdefault(entry['family'], []).append(entry)
+  lines = []
+  for family, entries in families.items():
+    alike: dict[tuple[str, str], list[str]] = {}
+    for entry in sorted(entries, key=lambda entry: 'members' in entry):
+      splits = ', '.join(sorted(entry['splits'] or ['(its source knows)'], key=_order))
+      alike.setdefault((splits, _kind(entry)), []).append(entry['name'])
+    lines += ['', _colored(family, _TITLE)]
+    for (splits, kind), names in alike.items():
+      lines += _wrapped('  ', '    ', _joined_names(names))
+      lines += _wrapped('      ', '        ', f'{splits} · {kind}')
+  about = [
+      'prompt-tuning tasks NAME shows the examples of one as the model will see them.',
+      f'{task_module} registers these; MIXTURE_OR_TASK_MODULE names a module of your own, and '
+      'FileTask makes a task of your files without any.',
+  ]
+  if any('[taskless_]' in line for line in lines):
+    about.insert(0, '[taskless_] is for two names: so called, the text begins without the task.')
+  return [*lines[1:], '', *(line for text in about for line in _wrapped('', '  ', text))]
+
+
+def _order(split: str) -> tuple[int, str]:
+  """Sorts training first and tests last."""
+  kinds = [number for number, name in enumerate(_SPLITS) if split.startswith(name)]
+  return (kinds or [len(_SPLITS)])[0], split
+
+
+def _without_twins(entries: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+  """The entries, `x` and `taskless_x` as the one entry `[taskless_]x`."""
+  names = {entry['name'] for entry in entries}
+  for entry in entries:
+    name = entry['name']
+    if name.removeprefix('taskless_') != name and name.removeprefix('taskless_') in names:
+      continue
+    has_twin = f'taskless_{name}' in names
+    yield {**entry, 'name': f'[taskless_]{name}' if has_twin else name}
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+  if 'members' in entry:
+    return f'mixture of {", ".join(entry["members"])}'
+  classes = entry['classes']
+  if classes is True:
+    return 'classes, known from its files'
+  if classes:
+    return f'{len(classes)} classes: {", ".join(classes)}'
+  return 'text'
+
+
+def _joined_names(names: Sequence[str]) -> str:
+  """Names with what they share written once where there are many: `lama_{P17, P19}`."""
+  before = os.path.commonprefix(list(names))
+  if len(names) < 4 or len(before) < 4:
+    return ', '.join(names)
+  return f'{before}{{{", ".join(name[len(before):] for name in names)}}}'
+
+
+# One task.
+
+
+class _Report:
+  """Tells of tasks, all of them for one model, prompt and limits."""
+
+  def __init__(
+      self,
+      backbone: Backbone,
+      method: Method | None,
+      feature_lengths: Mapping[str, int] | None,
+      placement: Any,
+  ):
+    self._backbone = backbone
+    self._method = method
+    self._given_lengths = feature_lengths
+    self._placement = as_placement(placement)
+    self._first_id = backbone.spec.vocab_size
+    self._num_virtual = 0 if method is None else method.num_virtual_tokens
+    self._num_in_decoder = 0 if method is None else method.num_decoder_virtual_tokens
+
+  def of_task(self, task: TokenizedTask, num_examples: int) -> list[str]:
+    seen = _Seen(self, task, num_examples)
+    lines = [
+        _colored(f'{task.name}, split {task.split!r}, {_number(len(task), "example")}', _TITLE),
+        *self._setting(seen.lengths),
+        *_answers(task),
+    ]
+    for index in range(seen.num_examples):
+      lines += ['', *self._example(seen, index)]
+    return [*lines, '', *_statistics(seen)]
+
+  def of_mixture(
+      self,
+      name: str | FileTask,
+      loaded: Sequence[tuple[TokenizedTask, float]],
+      num_examples: int,
+  ) -> list[str]:
+    total = sum(rate for _, rate in loaded)
+    members = _number(len(loaded), 'task')
+    title = f'{name}, a mixture: {members} with the split {loaded[0][0].split!r}'
+    lines = [_colored(title, _TITLE), *self._setting(self._given_lengths)]
+    for task, rate in loaded:
+      seen = _Seen(self, task, min(num_examples, 1))
+      share = f'{rate / total:.1%} of the examples that training draws'
+      lines += [
+          '',
+          _colored(f'{task.name}, {_number(len(task), "example")}, {share}', _TITLE),
+          *_answers(task),
+      ]
+      for feature in ('inputs', 'targets'):
+        lines += _wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
+      if seen.num_examples:
+        lines += ['', *self._example(seen, 0)]
+    return lines
+
+  def layout(self, lengths: Mapping[str, int]) -> dict[str, Any]:
+    return dict(
+        feature_lengths=lengths,
+        vocab_size=self._first_id,
+        num_virtual_tokens=self._num_virtual,
+        num_decoder_virtual_tokens=self._num_in_decoder,
+        placement=self._placement,
+    )
+
+  def limits(self, task: TokenizedTask) -> Mapping[str, int]:
+    """TASK_FEATURE_LENGTHS, or what stands for it where it is not set."""
+    if self._given_lengths is not None:
+      return self._given_lengths
+    return {'inputs': _INPUT_LENGTH, 'targets': task.longest('targets')}
+
+  @property
+  def num_virtual_tokens(self) -> int:
+    return self._num_virtual
+
+  def _setting(self, lengths: Mapping[str, int] | None) -> list[str]:
+    vocabulary = self._backbone.vocabulary
+    limits = 'inputs 512, targets the longest of each'
+    if lengths is not None:
+      limits = f'inputs {lengths["inputs"]}, targets {lengths["targets"]} tokens'
+    if self._given_lengths is None:
+      limits += ' (TASK_FEATURE_LENGTHS is not set)'
+    prompt = 'none (PROMPT is None)'
+    if self._method is not None:
+      placement = self._placement.description
+      prompt = f'{type(self._method).__name__}, {self._num_virtual} virtual tokens'
+      prompt += f', placed {placement!r}' if self._num_virtual else ' in the input'
+      if self._num_in_decoder:
+        prompt += f', {self._num_in_decoder} in the decoder'
+    vocabulary = (
+        f'of {self._backbone.name}: {vocabulary.size:,} ids, {self._first_id:,} rows in the '
+        'embedding table'
+    )
+    return [
+        line
+        for name, text in (('vocabulary', vocabulary), ('limits', limits), ('prompt', prompt))
+        for line in _wrapped(f'{name:11}', ' ' * 11, text)
+    ]
+
+  def _example(self, seen: _Seen, index: int) -> list[str]:
+    raw, batch, whole = seen.task.example(index), seen.batch, seen.whole
+    title = f'example {index}' + (f', {_id_text(raw)}' if _id(raw) is not None else '')
+    lines = [_colored(title, _TITLE)]
+    for name, feature in (('input', 'inputs'), ('target', 'targets')):
+      text = raw.get(f'{feature}_pretokenized')
+      if text is None:
+        text = seen.task.vocabulary.decode(seen.task[index][feature])
+      lines += _wrapped(f'{name:11}', ' ' * 11, repr(text))
+    encoder = _row(batch.encoder_input_tokens[index])
+    num_virtual = int(np.sum(encoder >= self._first_id))
+    lines += self._tokens(
+        f'encoder, {num_virtual} virtual and {len(encoder) - num_virtual} other tokens', encoder
+    )
+    lines += self._lost(encoder, _row(whole.encoder_input_tokens[index]), seen.lengths['inputs'])
+    targets = _row(batch.decoder_target_tokens[index])
+    lines += self._tokens('decoder, input', batch.decoder_input_tokens[index][: len(targets)])
+    # Where its virtual tokens stand, the decoder has nothing to say.
+    lines += self._tokens('decoder, target', targets[self._num_in_decoder :])
+    return lines + self._lost(
+        targets, _row(whole.decoder_target_tokens[index]), seen.lengths['targets']
+    )
+
+  def _lost(self, kept: np.ndarray, whole: np.ndarray, limit: int) -> list[str]:
+    """The tokens of a row that a limit cut, marked; nothing where it cut none."""
+    kept, whole = (row[(row > 0) & (row < self._first_id)] for row in (kept, whole))
+    # What is kept stands in the whole row in the same order.
+    lost, remaining = [], list(kept)
+    for token in whole:
+      if remaining and token == remaining[0]:
+        del remaining[0]
+      else:
+        lost.append(token)
+    if not lost:
+      return []
+    title = f'✂ cut: {len(lost)} of {len(whole)} tokens, the limit is {limit}'
+    return self._tokens(title, lost, _CUT)
+
+  def _tokens(self, title: str, ids: Sequence[int], color: str = '') -> list[str]:
+    """A row of pieces above their ids, as many lines as the screen needs."""
+    cells = _shortened([(self._piece(int(token)), str(int(token))) for token in ids])
+    lines = [_colored(f'  {title}', color)]
+    for chunk in _fitting(cells, _width() - 4):
+      above, below = [], []
+      for piece, number in chunk:
+        width = max(_columns(piece), len(number))
+        own = _VIRTUAL if piece.startswith('⟨') else color
+        above.append(_colored(piece, own) + ' ' * (width - _columns(piece)))
+        below.append(number.ljust(width))
+      lines += ['    ' + ' '.join(cells).rstrip() for cells in (above, below)]
+    return lines
+
+  def _piece(self, token: int) -> str:
+    if token >= self._first_id:
+      position = token - self._first_id
+      in_decoder = position - self._num_virtual
+      return f'⟨P{position}⟩' if in_decoder < 0 else f'⟨D{in_decoder}⟩'
+    return self._backbone.vocabulary.piece(token)
+
+
+class _Seen:
+  """A task in batches, as training has them and with nothing cut.
+
+  Attributes:
+    task: the task.
+    lengths: the limits.
+    ordinary: {'inputs': …, 'targets': …}, tokens of each example before anything is cut,
+      the words of a template included.
+    num_examples: how many of the first examples can be shown.
+    batch: these, a row each.
+    whole: the same with nothing cut.
+  """
+
+  def __init__(self, report: _Report, task: TokenizedTask, num_examples: int):
+    self.task = task
+    self.lengths = report.limits(task)
+    self.num_examples = min(num_examples, len(task))
+    longest = {'inputs': 2**30, 'targets': max(task.longest('targets'), 1)}
+    rows = max(self.num_examples, 1)
+    # The report says itself, and more of it, what the limits cut.
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', message='TASK_FEATURE_LENGTHS')
+      as_trained = EvalBatches(task, rows, **report.layout(self.lengths))
+      widths = EvalBatches(task, rows, **report.layout(longest)).row_widths
+      of_inputs = widths - report.num_virtual_tokens
+      uncut = longest | {'inputs': max(int(of_inputs.max()), self.lengths['inputs'])}
+      with_nothing_cut = EvalBatches(task, rows, **report.layout(uncut))
+    self.ordinary = {'inputs': of_inputs, 'targets': task.lengths('targets')}
+    self.batch, _ = next(iter(as_trained))
+    self.whole, _ = next(iter(with_nothing_cut))
+
+
+def _answers(task: TokenizedTask) -> list[str]:
+  classes = task.label_classes
+  kind = 'free text'
+  if classes:
+    named = [*classes[:_NAMED_CLASSES], *['…'] * (len(classes) > _NAMED_CLASSES)]
+    kind = f'{len(classes)} classes: {", ".join(named)}'
+  described = [_function_text(metric) for metric in task.manifest['metric_fns']]
+  return [
+      *_wrapped('answers    ', ' ' * 11, kind),
+      *_wrapped('metrics    ', ' ' * 11, ', '.join(described) or 'accuracy (by default)'),
+  ]
+
+
+def _function_text(description: Mapping[str, Any]) -> str:
+  name = description['function'].partition(':')[2]
+  settings = ', '.join(f'{key}={value!r}' for key, value in description['kwargs'].items())
+  return f'{name}({settings})' if settings else name
+
+
+# The whole split.
+
+
+def _statistics(seen: _Seen) -> list[str]:
+  task = seen.task
+  lines = [_colored(f'the whole split, {_number(len(task), "example")}', _TITLE)]
+  for feature in ('inputs', 'targets'):
+    lines += _wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
+    lines += _histogram(seen.ordinary[feature], seen.lengths[feature])
+  raws = [task.example(index) for index in range(len(task))]
+  lines += _shares(task, raws)
+  unlabelled = task.manifest['unlabelled']
+  text = 'every example has one'
+  if unlabelled['count']:
+    text = (
+        f'{unlabelled["count"]:,} of {len(task):,} examples have none, the first is example '
+        f'{unlabelled["first"]}: to be predicted, neither scored nor trained on'
+    )
+  lines += _wrapped('labels     ', ' ' * 11, text)
+  lines += _wrapped('ids        ', ' ' * 11, _repeated_ids(raws))
+  if skipped := task.manifest.get('skipped', {}).get('count'):
+    text = f'{_number(skipped, "line")} (FileTask.on_bad_line)'
+    lines += _wrapped('skipped    ', ' ' * 11, text)
+  return lines
+
+
+def _summary(seen: _Seen, feature: str) -> str:
+  lengths, limit = seen.ordinary[feature], seen.lengths[feature]
+  worst = int(lengths.argmax())
+  # A value that occurs, at or above 95 % of all.
+  most = np.quantile(lengths, 0.95, method='inverted_cdf')
+  text = (
+      f'median {np.median(lengths):g} tokens, 95 % have at most {most}, the longest '
+      f'{lengths[worst]} (example {worst})'
+  )
+  num_cut = int(np.sum(lengths > limit))
+  if not num_cut:
+    return f'{text}; none is longer than {limit}'
+  return (
+      f'{text}; {num_cut:,} ({num_cut / len(lengths):.1%}) are longer than {limit} and are cut, '
+      f'the worst by {lengths[worst] - limit}'
+      + (': the model never learns how these end' if feature == 'targets' else '')
+  )
+
+
+def _histogram(lengths: np.ndarray, limit: int) -> list[str]:
+  """How many examples have which length, a bar for each of a few ranges."""
+  longest = int(lengths.max())
+  width = _nice(longest / _BINS)
+  numbers = np.maximum(lengths - 1, 0) // width
+  counts = np.bincount(numbers)
+  first = int(numbers.min())
+  scale = 40 / counts.max()
+  lines = []
+  for number in range(first, len(counts)):
+    low, high = number * width + 1, (number + 1) * width
+    name = f'{low}' if width == 1 else f'{low}–{high}'
+    note = ''
+    if high > limit and counts[number]:
+      over = int(np.sum((lengths > limit) & (lengths >= low) & (lengths <= high)))
+      note = f'  ✂ {over:,} longer than {limit}' if over else ''
+    bar = _counted_bar(counts[number] * scale, counts[number])
+    lines.append(f'{" " * 11}{name:>11} {bar}' + _colored(note, _CUT))
+  return lines
+
+
+def _nice(width: float) -> int:
+  """The smallest of 1, 2, 5, 10, 20, … that is not below `width`."""
+  power = 10 ** max(math.ceil(math.log10(max(width, 1))) - 1, 0)
+  return next(power * step for step in (1, 2, 5, 10) if power * step >= width)
+
+
+def _counted_bar(length: float, count: int) -> str:
+  """A bar of eighths of a character, of which the least is visible, and the count."""
+  if not count:
+    return '0'
+  whole, eighths = divmod(max(round(length * 8), 1), 8)
+  return '█' * whole + (chr(0x2590 - eighths) if eighths else '') + f' {count:,}'
+
+
+def _shares(task: TokenizedTask, raws: Sequence[Mapping[str, Any]]) -> list[str]:
+  """How often each answer occurs."""
+  texts = [raw.get('targets_pretokenized') for raw in raws]
+  if any(text is None for text in texts):
+    texts = [task.vocabulary.decode(task[index]['targets']) for index in range(len(task))]
+  counts = collections.Counter(texts)
+  if task.label_classes:
+    # Classes that do not occur are told too.
+    counts.update(dict.fromkeys(task.label_classes, 0))
+    shown = counts.most_common(_NAMED_CLASSES)
+    title = 'answers'
+  else:
+    shown = counts.most_common(3)
+    title = f'{len(counts):,} different answers; the most frequent'
+  lines = [title]
+  width = min(max(_columns(_short(text)) for text, _ in shown), 40)
+  for text, count in shown:
+    name = _short(text)
+    space = ' ' * max(width - _columns(name), 0)
+    share = count / len(texts)
+    lines.append(f'{" " * 11}{name}{space} {share:6.1%}  {_counted_bar(24 * share, count)}')
+  if len(counts) > len(shown) and task.label_classes:
+    lines.append(f'{" " * 11}… {len(counts) - len(shown)} more')
+  return lines
+
+
+def _short(text: str) -> str:
+  text = ' '.join(text.split())
+  return text if len(text) <= 40 else text[:39] + '…'
+
+
+def _id(raw: Mapping[str, Any]) -> Any:
+  """What tells an example from others: `idx`, or its parts `idx/question` and the like."""
+  parts = tuple(str(raw[name]) for name in sorted(raw) if name.startswith('idx/'))
+  return parts or raw.get('idx')
+
+
+def _id_text(raw: Mapping[str, Any]) -> str:
+  named = {name: raw[name] for name in sorted(raw) if name == 'idx' or name.startswith('idx/')}
+  return ', '.join(f'{name} {value!r}' for name, value in named.items())
+
+
+def _repeated_ids(raws: Sequence[Mapping[str, Any]]) -> str:
+  places: dict[str, list[int]] = {}
+  for index, raw in enumerate(raws):
+    if (identifier := _id(raw)) is not None:
+      places.setdefault(repr(identifier), []).append(index)
+  if not places:
+    return 'examples have none (no field idx)'
+  repeated = {name: found for name, found in places.items() if len(found) > 1}
+  if not repeated:
+    return 'no two examples share one'
+  name, (first, second, *_) = next(iter(repeated.items()))
+  shared = 'one is' if len(repeated) == 1 else f'{len(repeated):,} are'
+  return (
+      f'{shared} shared by several examples, {sum(map(len, repeated.values())):,} in all: {name} '
+      f'by the examples {first} and {second}'
+  )
+
+
+# Lines and rows.
+
+
+def _number(count: int, what: str) -> str:
+  return f'{count:,} {what}' + 's' * (count != 1)
+
+
+def _row(row: np.ndarray) -> np.ndarray:
+  """A row of a batch without its padding."""
+  return row[: int(np.max(np.flatnonzero(row), initial=-1)) + 1]
+
+
+def _shortened(cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+  """Runs of virtual tokens, and the middle of a long row, as their ends with … between."""
+  short: list[tuple[str, str]] = []
+  for is_virtual, run in itertools.groupby(cells, key=lambda cell: cell[0].startswith('⟨')):
+    run = list(run)
+    short += [run[0], ('…', '…'), run[-1]] if is_virtual and len(run) > 4 else run
+  if len(short) <= _HEAD + _TAIL + 1:
+    return short
+  middle = len(short) - _HEAD - _TAIL
+  return [*short[:_HEAD], (f'… {middle} more …', '…'), *short[-_TAIL:]]
+
+
+def _fitting(
+    cells: Sequence[tuple[str, str]], width: int
+) -> Iterator[list[tuple[str, str]]]:
+  """The cells in chunks that are at most `width` columns wide."""
+  chunk: list[tuple[str, str]] = []
+  used = 0
+  for piece, number in cells:
+    needed = max(_columns(piece), len(number)) + 1
+    if chunk and used + needed > width + 1:
+      yield chunk
+      chunk, used = [], 0
+    chunk.append((piece, number))
+    used += needed
+  if chunk:
+    yield chunk
+
+
+def _columns(text: str) -> int:
+  """How many columns of a screen a text takes."""
+  return sum(
+      0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in 'WF')
+      for c in text
+  )
+
+
+def _width() -> int:
+  return min(shutil.get_terminal_size((100, 24)).columns, 120)
+
+
+def _wrapped(first: str, others: str, text: str) -> list[str]:
+  return textwrap.wrap(
+      text,
+      _width(),
+      initial_indent=first,
+      subsequent_indent=others,
+      break_long_words=False,
+      break_on_hyphens=False,
+  ) or [first.rstrip()]
+
+
+def _colored(text: str, color: str) -> str:
+  """The text in colour, if it goes to a terminal that shows it."""
+  if not color or not text or not sys.stdout.isatty() or os.environ.get('NO_COLOR'):
+    return text
+  return f'{color}{text}{_PLAIN}'
