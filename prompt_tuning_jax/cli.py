@@ -199,6 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   except _Usage as usage:
     print(usage, file=sys.stderr)
     return 2
+  except BrokenPipeError:
+    # Whoever read the output (`| head`) has enough; Python would complain when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except _USER_ERRORS as error:
     if '--debug' in argv:
       raise

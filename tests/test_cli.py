@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -477,3 +479,9 @@ def test_the_demo_runs_in_the_folder_that_is_asked_for(monkeypatch, tmp_path):
   assert cli.main(['demo', f'--model_dir={tmp_path}']) == 0
   assert cli.main(['demo']) == 0
   assert folders == [str(tmp_path), None]
+
+
+def test_a_reader_who_has_enough_is_no_error():
+  command = f'{sys.executable} -m prompt_tuning_jax tasks | head -n 1'
+  result = subprocess.run(command, shell=True, capture_output=True, text=True)
+  assert (result.stdout, result.stderr) == ('demo\n', '')
