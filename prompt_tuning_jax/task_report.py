@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import collections
 import itertools
-import math
-import os
-import shutil
-import sys
-import textwrap
-import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from prompt_tuning_jax import screen, task_list
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.batches import EvalBatches
@@ -40,11 +35,7 @@ _INPUT_LENGTH = 512
 # Of a longer row so many tokens are shown at its beginning and at its end.
 _HEAD, _TAIL = 48, 16
 
-_BINS = 10
 _NAMED_CLASSES = 20
-
-_CUT, _VIRTUAL, _TITLE = '\x1b[31m', '\x1b[36m', '\x1b[1m'
-_PLAIN = '\x1b[0m'
 
 
 def tasks(
@@ -81,7 +72,7 @@ def tasks(
     ValueError, OSError, ImportError: if there is no such task, or it cannot be read.
   """
   if task is None:
-    return _listing(task_module)
+    return task_list.listing(task_module)
   if examples < 0:
     raise ValueError(f'--examples {examples}: it has to be 0 or more.')
   loaded = _load(
@@ -110,71 +101,6 @@ def _load(
   raise refused
 
 
-# The list of tasks.
-
-
-def _listing(task_module: str) -> list[str]:
-  from prompt_tuning_jax.data import seqio_source
-
-  families: dict[str, list[dict[str, Any]]] = {}
-  for entry in _without_twins(seqio_source.registered(task_module)):
-    families.setdefault(entry['family'], []).append(entry)
-  lines = []
-  for family, entries in families.items():
-    alike: dict[tuple[str, str], list[str]] = {}
-    for entry in sorted(entries, key=lambda entry: 'members' in entry):
-      splits = ', '.join(sorted(entry['splits'] or ['(its source knows)'], key=_order))
-      alike.setdefault((splits, _kind(entry)), []).append(entry['name'])
-    lines += ['', _colored(family, _TITLE)]
-    for (splits, kind), names in alike.items():
-      lines += _wrapped('  ', '    ', _joined_names(names))
-      lines += _wrapped('      ', '        ', f'{splits} · {kind}')
-  about = [
-      'prompt-tuning tasks NAME shows the examples of one as the model will see them.',
-      f'{task_module} registers these; MIXTURE_OR_TASK_MODULE names a module of your own, and '
-      'FileTask makes a task of your files without any.',
-  ]
-  if any('[taskless_]' in line for line in lines):
-    about.insert(0, '[taskless_] is for two names: so called, the text begins without the task.')
-  return [*lines[1:], '', *(line for text in about for line in _wrapped('', '  ', text))]
-
-
-def _order(split: str) -> tuple[int, str]:
-  """Sorts training first and tests last."""
-  kinds = [number for number, name in enumerate(_SPLITS) if split.startswith(name)]
-  return (kinds or [len(_SPLITS)])[0], split
-
-
-def _without_twins(entries: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-  """The entries, `x` and `taskless_x` as the one entry `[taskless_]x`."""
-  names = {entry['name'] for entry in entries}
-  for entry in entries:
-    name = entry['name']
-    if name.removeprefix('taskless_') != name and name.removeprefix('taskless_') in names:
-      continue
-    has_twin = f'taskless_{name}' in names
-    yield {**entry, 'name': f'[taskless_]{name}' if has_twin else name}
-
-
-def _kind(entry: Mapping[str, Any]) -> str:
-  if 'members' in entry:
-    return f'mixture of {", ".join(entry["members"])}'
-  classes = entry['classes']
-  if classes is True:
-    return 'classes, known from its files'
-  if classes:
-    return f'{len(classes)} classes: {", ".join(classes)}'
-  return 'text'
-
-
-def _joined_names(names: Sequence[str]) -> str:
-  """Names with what they share written once where there are many: `lama_{P17, P19}`."""
-  before = os.path.commonprefix(list(names))
-  if len(names) < 4 or len(before) < 4:
-    return ', '.join(names)
-  return f'{before}{{{", ".join(name[len(before):] for name in names)}}}'
-
-
 # One task.
 
 
@@ -199,7 +125,10 @@ class _Report:
   def of_task(self, task: TokenizedTask, num_examples: int) -> list[str]:
     seen = _Seen(self, task, num_examples)
     lines = [
-        _colored(f'{task.name}, split {task.split!r}, {_number(len(task), "example")}', _TITLE),
+        screen.colored(
+            f'{task.name}, split {task.split!r}, {screen.number(len(task), "example")}',
+            screen.TITLE,
+        ),
         *self._setting(seen.lengths),
         *_answers(task),
     ]
@@ -214,19 +143,20 @@ class _Report:
       num_examples: int,
   ) -> list[str]:
     total = sum(rate for _, rate in loaded)
-    members = _number(len(loaded), 'task')
+    members = screen.number(len(loaded), 'task')
     title = f'{name}, a mixture: {members} with the split {loaded[0][0].split!r}'
-    lines = [_colored(title, _TITLE), *self._setting(self._given_lengths)]
+    lines = [screen.colored(title, screen.TITLE), *self._setting(self._given_lengths)]
     for task, rate in loaded:
       seen = _Seen(self, task, min(num_examples, 1))
       share = f'{rate / total:.1%} of the examples that training draws'
+      title = f'{task.name}, {screen.number(len(task), "example")}, {share}'
       lines += [
           '',
-          _colored(f'{task.name}, {_number(len(task), "example")}, {share}', _TITLE),
+          screen.colored(title, screen.TITLE),
           *_answers(task),
       ]
       for feature in ('inputs', 'targets'):
-        lines += _wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
+        lines += screen.wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
       if seen.num_examples:
         lines += ['', *self._example(seen, 0)]
     return lines
@@ -271,18 +201,18 @@ class _Report:
     return [
         line
         for name, text in (('vocabulary', vocabulary), ('limits', limits), ('prompt', prompt))
-        for line in _wrapped(f'{name:11}', ' ' * 11, text)
+        for line in screen.wrapped(f'{name:11}', ' ' * 11, text)
     ]
 
   def _example(self, seen: _Seen, index: int) -> list[str]:
     raw, batch, whole = seen.task.example(index), seen.batch, seen.whole
     title = f'example {index}' + (f', {_id_text(raw)}' if _id(raw) is not None else '')
-    lines = [_colored(title, _TITLE)]
+    lines = [screen.colored(title, screen.TITLE)]
     for name, feature in (('input', 'inputs'), ('target', 'targets')):
       text = raw.get(f'{feature}_pretokenized')
       if text is None:
         text = seen.task.vocabulary.decode(seen.task[index][feature])
-      lines += _wrapped(f'{name:11}', ' ' * 11, repr(text))
+      lines += screen.wrapped(f'{name:11}', ' ' * 11, repr(text))
     encoder = _row(batch.encoder_input_tokens[index])
     num_virtual = int(np.sum(encoder >= self._first_id))
     lines += self._tokens(
@@ -310,18 +240,18 @@ class _Report:
     if not lost:
       return []
     title = f'✂ cut: {len(lost)} of {len(whole)} tokens, the limit is {limit}'
-    return self._tokens(title, lost, _CUT)
+    return self._tokens(title, lost, screen.CUT)
 
   def _tokens(self, title: str, ids: Sequence[int], color: str = '') -> list[str]:
     """A row of pieces above their ids, as many lines as the screen needs."""
     cells = _shortened([(self._piece(int(token)), str(int(token))) for token in ids])
-    lines = [_colored(f'  {title}', color)]
-    for chunk in _fitting(cells, _width() - 4):
+    lines = [screen.colored(f'  {title}', color)]
+    for chunk in screen.fitting(cells, screen.width() - 4):
       above, below = [], []
       for piece, number in chunk:
-        width = max(_columns(piece), len(number))
-        own = _VIRTUAL if piece.startswith('⟨') else color
-        above.append(_colored(piece, own) + ' ' * (width - _columns(piece)))
+        width = max(screen.columns(piece), len(number))
+        own = screen.VIRTUAL if piece.startswith('⟨') else color
+        above.append(screen.colored(piece, own) + ' ' * (width - screen.columns(piece)))
         below.append(number.ljust(width))
       lines += ['    ' + ' '.join(cells).rstrip() for cells in (above, below)]
     return lines
@@ -374,8 +304,8 @@ def _answers(task: TokenizedTask) -> list[str]:
     kind = f'{len(classes)} classes: {", ".join(named)}'
   described = [_function_text(metric) for metric in task.manifest['metric_fns']]
   return [
-      *_wrapped('answers    ', ' ' * 11, kind),
-      *_wrapped('metrics    ', ' ' * 11, ', '.join(described) or 'accuracy (by default)'),
+      *screen.wrapped('answers    ', ' ' * 11, kind),
+      *screen.wrapped('metrics    ', ' ' * 11, ', '.join(described) or 'accuracy (by default)'),
   ]
 
 
@@ -390,10 +320,10 @@ def _function_text(description: Mapping[str, Any]) -> str:
 
 def _statistics(seen: _Seen) -> list[str]:
   task = seen.task
-  lines = [_colored(f'the whole split, {_number(len(task), "example")}', _TITLE)]
+  lines = [screen.colored(f'the whole split, {screen.number(len(task), "example")}', screen.TITLE)]
   for feature in ('inputs', 'targets'):
-    lines += _wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
-    lines += _histogram(seen.ordinary[feature], seen.lengths[feature])
+    lines += screen.wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
+    lines += screen.histogram(seen.ordinary[feature], seen.lengths[feature])
   raws = [task.example(index) for index in range(len(task))]
   lines += _shares(task, raws)
   unlabelled = task.manifest['unlabelled']
@@ -403,11 +333,11 @@ def _statistics(seen: _Seen) -> list[str]:
         f'{unlabelled["count"]:,} of {len(task):,} examples have none, the first is example '
         f'{unlabelled["first"]}: to be predicted, neither scored nor trained on'
     )
-  lines += _wrapped('labels     ', ' ' * 11, text)
-  lines += _wrapped('ids        ', ' ' * 11, _repeated_ids(raws))
+  lines += screen.wrapped('labels     ', ' ' * 11, text)
+  lines += screen.wrapped('ids        ', ' ' * 11, _repeated_ids(raws))
   if skipped := task.manifest.get('skipped', {}).get('count'):
-    text = f'{_number(skipped, "line")} (FileTask.on_bad_line)'
-    lines += _wrapped('skipped    ', ' ' * 11, text)
+    text = f'{screen.number(skipped, "line")} (FileTask.on_bad_line)'
+    lines += screen.wrapped('skipped    ', ' ' * 11, text)
   return lines
 
 
@@ -430,41 +360,6 @@ def _summary(seen: _Seen, feature: str) -> str:
   )
 
 
-def _histogram(lengths: np.ndarray, limit: int) -> list[str]:
-  """How many examples have which length, a bar for each of a few ranges."""
-  longest = int(lengths.max())
-  width = _nice(longest / _BINS)
-  numbers = np.maximum(lengths - 1, 0) // width
-  counts = np.bincount(numbers)
-  first = int(numbers.min())
-  scale = 40 / counts.max()
-  lines = []
-  for number in range(first, len(counts)):
-    low, high = number * width + 1, (number + 1) * width
-    name = f'{low}' if width == 1 else f'{low}–{high}'
-    note = ''
-    if high > limit and counts[number]:
-      over = int(np.sum((lengths > limit) & (lengths >= low) & (lengths <= high)))
-      note = f'  ✂ {over:,} longer than {limit}' if over else ''
-    bar = _counted_bar(counts[number] * scale, counts[number])
-    lines.append(f'{" " * 11}{name:>11} {bar}' + _colored(note, _CUT))
-  return lines
-
-
-def _nice(width: float) -> int:
-  """The smallest of 1, 2, 5, 10, 20, … that is not below `width`."""
-  power = 10 ** max(math.ceil(math.log10(max(width, 1))) - 1, 0)
-  return next(power * step for step in (1, 2, 5, 10) if power * step >= width)
-
-
-def _counted_bar(length: float, count: int) -> str:
-  """A bar of eighths of a character, of which the least is visible, and the count."""
-  if not count:
-    return '0'
-  whole, eighths = divmod(max(round(length * 8), 1), 8)
-  return '█' * whole + (chr(0x2590 - eighths) if eighths else '') + f' {count:,}'
-
-
 def _shares(task: TokenizedTask, raws: Sequence[Mapping[str, Any]]) -> list[str]:
   """How often each answer occurs."""
   texts = [raw.get('targets_pretokenized') for raw in raws]
@@ -480,12 +375,12 @@ def _shares(task: TokenizedTask, raws: Sequence[Mapping[str, Any]]) -> list[str]
     shown = counts.most_common(3)
     title = f'{len(counts):,} different answers; the most frequent'
   lines = [title]
-  width = min(max(_columns(_short(text)) for text, _ in shown), 40)
+  width = min(max(screen.columns(_short(text)) for text, _ in shown), 40)
   for text, count in shown:
     name = _short(text)
-    space = ' ' * max(width - _columns(name), 0)
+    space = ' ' * max(width - screen.columns(name), 0)
     share = count / len(texts)
-    lines.append(f'{" " * 11}{name}{space} {share:6.1%}  {_counted_bar(24 * share, count)}')
+    lines.append(f'{" " * 11}{name}{space} {share:6.1%}  {screen.counted_bar(24 * share, count)}')
   if len(counts) > len(shown) and task.label_classes:
     lines.append(f'{" " * 11}… {len(counts) - len(shown)} more')
   return lines
@@ -525,11 +420,7 @@ def _repeated_ids(raws: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-# Lines and rows.
-
-
-def _number(count: int, what: str) -> str:
-  return f'{count:,} {what}' + 's' * (count != 1)
+# Rows.
 
 
 def _row(row: np.ndarray) -> np.ndarray:
@@ -549,48 +440,3 @@ def _shortened(cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
   return [*short[:_HEAD], (f'… {middle} more …', '…'), *short[-_TAIL:]]
 
 
-def _fitting(
-    cells: Sequence[tuple[str, str]], width: int
-) -> Iterator[list[tuple[str, str]]]:
-  """The cells in chunks that are at most `width` columns wide."""
-  chunk: list[tuple[str, str]] = []
-  used = 0
-  for piece, number in cells:
-    needed = max(_columns(piece), len(number)) + 1
-    if chunk and used + needed > width + 1:
-      yield chunk
-      chunk, used = [], 0
-    chunk.append((piece, number))
-    used += needed
-  if chunk:
-    yield chunk
-
-
-def _columns(text: str) -> int:
-  """How many columns of a screen a text takes."""
-  return sum(
-      0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in 'WF')
-      for c in text
-  )
-
-
-def _width() -> int:
-  return min(shutil.get_terminal_size((100, 24)).columns, 120)
-
-
-def _wrapped(first: str, others: str, text: str) -> list[str]:
-  return textwrap.wrap(
-      text,
-      _width(),
-      initial_indent=first,
-      subsequent_indent=others,
-      break_long_words=False,
-      break_on_hyphens=False,
-  ) or [first.rstrip()]
-
-
-def _colored(text: str, color: str) -> str:
-  """The text in colour, if it goes to a terminal that shows it."""
-  if not color or not text or not sys.stdout.isatty() or os.environ.get('NO_COLOR'):
-    return text
-  return f'{color}{text}{_PLAIN}'

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from prompt_tuning_jax import cli, task_report
+from prompt_tuning_jax import cli, screen, task_report
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data import cache, seqio_source
@@ -226,7 +226,7 @@ def test_a_histogram_counts_every_example_once():
   rng = np.random.default_rng(0)
   for longest in (1, 9, 10, 11, 57, 480, 12345):
     lengths = np.append(rng.integers(1, longest + 1, 500), longest)
-    lines = task_report._histogram(lengths, longest)
+    lines = screen.histogram(lengths, longest)
     counts, ranges = [], []
     for line in lines:
       name, *_, count = line.split()
