@@ -21,13 +21,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import os
-import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prompt_tuning_jax.data import provenance, rows
+from prompt_tuning_jax.data import field_texts, provenance, rows
 from prompt_tuning_jax.data.labels import UNKNOWN
 from prompt_tuning_jax.data.tokenized_task import NoSplitError, TokenizedTask
 from prompt_tuning_jax.data.vocabulary import Vocabulary
@@ -46,7 +44,12 @@ _TEXT_METRICS = ('accuracy', 'bleu', 'rouge')
 _REFERENCE_METRICS = ('squad', 'bleu', 'rouge')
 
 # The modules that decide what becomes of a line.
-_CODE = (__name__, rows.__name__, 'prompt_tuning_jax.evaluation.postprocessors')
+_CODE = (
+    __name__,
+    rows.__name__,
+    field_texts.__name__,
+    'prompt_tuning_jax.evaluation.postprocessors',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +186,7 @@ class FileTask:
     names = self.label_names
     if not isinstance(names, Mapping):
       names = {name: name for name in names}
-    return {_scalar(key): str(text) for key, text in names.items()}
+    return {field_texts.scalar(key): str(text) for key, text in names.items()}
 
   def description(self) -> dict[str, Any]:
     """All settings but the files, as JSON holds them; equal where the examples are."""
@@ -296,19 +299,19 @@ class FileTask:
         raise ValueError(f'the label {answer!r} is none of {expected} (FileTask.label_names)')
       target = self._labels[answer.strip()]
     if self._compares_numbers:
-      _check_number(answer)
+      field_texts.check_number(answer)
     # Fields of the input stay, for templates (PLACEMENT) that name them.
-    fields = {name: _as_text(_find(row, name), name) for name in of_inputs.fields}
+    fields = {name: field_texts.field_text(row, name) for name in of_inputs.fields}
     example = fields | {'inputs': inputs, 'targets': target, 'idx': place}
     if self.references is not None:
-      example['references'] = _references(_find(row, self.references), self.references)
+      example['references'] = field_texts.field_texts(row, self.references)
     if self.id is not None:
-      example['idx'] = _find(row, self.id)
-      if not _as_text(example['idx'], self.id).strip():
+      example['idx'] = field_texts.find(row, self.id)
+      if not field_texts.field_text(row, self.id).strip():
         raise ValueError(f'the id ({self.id!r}) is empty')
     return example
 
-  def _text(self, parameter: str) -> _Text:
+  def _text(self, parameter: str) -> field_texts.FieldText:
     """`inputs` or `targets`, parsed."""
     text = getattr(self, parameter)
     if not isinstance(text, str) or not text.strip():
@@ -316,7 +319,7 @@ class FileTask:
           f'FileTask.{parameter} is {text!r}; expected a text with fields in braces, such as '
           "'review: {text}', or the name of a field."
       )
-    return _parsed(parameter, text)
+    return field_texts.parse(parameter, text)
 
   def named_fields(self) -> dict[str, str]:
     """The fields that the task reads, each with the parameter that names it."""
@@ -374,7 +377,7 @@ class _Lines:
   def _note_fields(self, row: Mapping[str, Any]) -> None:
     self._fields.update(dict.fromkeys(row))
     for name in self._named:
-      if _find(row, name) is not _MISSING:
+      if field_texts.find(row, name) is not field_texts.MISSING:
         self._found.add(name)
 
   def _check_id(self, identifier: Any, where: str) -> None:
@@ -443,113 +446,3 @@ def _encoded(
               for feature, column in columns.items()
           },
       }
-
-
-# Fields of a line.
-
-_MISSING = object()
-
-
-def _find(row: Mapping[str, Any], name: str) -> Any:
-  """A field of a line, or one inside of another where its name has dots."""
-  if name in row:
-    return row[name]
-  value: Any = row
-  for part in name.split('.'):
-    if not isinstance(value, Mapping) or part not in value:
-      return _MISSING
-    value = value[part]
-  return value
-
-
-def _as_text(value: Any, name: str) -> str:
-  if value is _MISSING:
-    raise ValueError(f'no field {name!r}')
-  if value is None:
-    raise ValueError(f'{name!r} is null')
-  if not isinstance(value, (str, bool, int, float)):
-    raise ValueError(f'{name!r} is a {type(value).__name__}, not a text or a number')
-  return _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-  """A text as it is, any other value as JSON writes it: `true`, `3`."""
-  return value if isinstance(value, str) else json.dumps(value)
-
-
-def _references(value: Any, name: str) -> list[str]:
-  texts = value if isinstance(value, list) else [value]
-  texts = [_as_text(text, name) for text in texts]
-  if not any(text.strip() for text in texts):
-    raise ValueError(f'{name!r} holds no text')
-  return texts
-
-
-def _check_number(text: str) -> None:
-  try:
-    float(text)
-  except ValueError:
-    raise ValueError(f'the target {text!r} is no number') from None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Text:
-  """Words and fields in order: `FileTask.inputs` and `FileTask.targets`, parsed.
-
-  Attributes:
-    parameter: which of them it is.
-    parts: words, each followed by the name of a field or None.
-  """
-
-  parameter: str
-  parts: tuple[tuple[str, str | None], ...]
-
-  @property
-  def fields(self) -> list[str]:
-    """Names of the fields."""
-    return [name for _, name in self.parts if name is not None]
-
-  def filled(self, row: Mapping[str, Any]) -> str:
-    """The text with a line's fields in their places.
-
-    Raises:
-      ValueError: if a field is missing or no text, or all of them are empty.
-    """
-    values = {name: _as_text(_find(row, name), name) for name in self.fields}
-    if not any(value.strip() for value in values.values()):
-      are = 'is' if len(values) == 1 else 'are'
-      raise ValueError(f'{" and ".join(map(repr, values))} {are} empty ({self.parameter})')
-    return ''.join(
-        words + ('' if name is None else values[name]) for words, name in self.parts
-    )
-
-
-@functools.cache
-def _parsed(parameter: str, text: str) -> _Text:
-  """Parses a text; one without braces is the name of a field.
-
-  Raises:
-    ValueError: if its braces make no sense.
-  """
-  if not set('{}') & set(text):
-    return _Text(parameter, (('', text),))
-  try:
-    parsed = list(string.Formatter().parse(text))
-  except ValueError as error:
-    raise ValueError(
-        f'FileTask.{parameter}={text!r}: {error}. Braces come in pairs, around the name of a '
-        'field; braces to be read are written {{ and }}.'
-    ) from error
-  parts = []
-  for words, name, spec, conversion in parsed:
-    if name is not None:
-      # Names may hold what Python's format would read as something else.
-      name += (f'!{conversion}' if conversion else '') + (f':{spec}' if spec else '')
-    parts.append((words, name))
-  names = [name for _, name in parts if name is not None]
-  if not names or '' in names:
-    raise ValueError(
-        f'FileTask.{parameter}={text!r} has no name of a field in its braces. Write {{text}} '
-        'for the field text.'
-    )
-  return _Text(parameter, tuple(parts))
