@@ -20,7 +20,8 @@ class EvalResult:
     metrics: the task's metrics over all examples, in percent.
     predictions: for each example, in the task's order: `index`, `inputs` (text),
       `target` (what metrics compare), `prediction_text`, `prediction` (postprocessed),
-      and `scores` of all choices (ranking) or the `score` of the text (generation).
+      and `scores` of all choices (ranking) or the `score` of the text (generation, or
+      ranking among very many).
     step: training step of the prompt, if known.
   """
 
