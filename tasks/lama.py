@@ -124,7 +124,7 @@ class Facts:
       self, facts: Sequence[tuple[str, str]], path: str, words: frozenset[str]
   ) -> list[tuple[str, str]]:
     kept = [fact for fact in facts if fact[1] in words]
-    if len(kept) < len(facts):
+    if 0 < len(kept) < len(facts):
       warnings.warn(
           f'{path}: {len(facts) - len(kept):,} of {len(facts):,} facts of the relation '
           f'{self.relation} are left out, for their object is none of the {len(words):,} '

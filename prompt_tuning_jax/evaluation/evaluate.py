@@ -27,8 +27,8 @@ from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
-from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation import best_first, ranking
+from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.prompt_files import load_prompt
