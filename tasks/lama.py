@@ -5,9 +5,9 @@
     lama_trex, lama_trex_29k   mixtures of all 41 relations. Papers report the mean over them
                                (`evaluation.averages.macro_average`).
 
-Facts come from the split on which
-P-tuning is trained and measured (Liu et al., 2021; made by Shin et al., 2020), templates from
-`relations.jsonl` of LAMA, both from the folder `lama_trex/` below $PTJ_LOCAL_DATA:
+Facts come from the split on which P-tuning is trained and measured (Liu et al., 2021; made by
+Shin et al., 2020), templates from `relations.jsonl` of LAMA, both from the folder `lama_trex/`
+below $PTJ_LOCAL_DATA:
 
     relations.jsonl               `relation` and `template`, a relation a line
     {train,dev,test}.slim.jsonl   `relation`, `sub_label` and `obj_label`, a fact a line
