@@ -1,11 +1,17 @@
 """LAMA T-REx (Petroni et al., 2019): facts as gaps to fill, P-tuning's task.
 
-One task for each relation, `lama_trex_P36` and so on. Facts come from the split on which
-P-tuning is trained and measured (Liu et al., 2021; made by Shin et al., 2020), templates from
-`relations.jsonl` of LAMA, both from the folder `lama_trex/` below $PTJ_LOCAL_DATA:
+    lama_trex_P36 and so on    a relation; the answer is one of its objects
+    lama_trex_P36_29k          the same; the answer is one of a list of words
+    lama_trex, lama_trex_29k   mixtures of all 41 relations. Papers report the mean over them
+                               (`evaluation.averages.macro_average`).
+
+Facts come from the split on which P-tuning is trained and measured (Liu et al., 2021; made by
+Shin et al., 2020), templates from `relations.jsonl` of LAMA, both from the folder `lama_trex/`
+below $PTJ_LOCAL_DATA:
 
     relations.jsonl               `relation` and `template`, a relation a line
     {train,dev,test}.slim.jsonl   `relation`, `sub_label` and `obj_label`, a fact a line
+    29k-vocab.json                for the `_29k` tasks: the words, as bert-base-cased spells them
 
 or, as P-tuning's data folder LAMA/ has it, single_relations/P36.jsonl and
 fact-retrieval/original/P36/{train,dev,test}.jsonl. All of it may be gzipped.
@@ -15,24 +21,28 @@ and targets the object's text alone. An example also has the fields of the paper
 `sub`, the subject, and `obj`, which is the gap: `(3, 'sub', 3, 'obj', 3, 'text: </s>')`, or
 `'{3} {sub} {3} {obj} {3}</s>'`. The object itself is `obj_label`.
 
-The answer is chosen among the objects that the relation has in any of the three splits, and
-`hit_at_1` is the share of right choices. Published numbers choose among all words of a
-vocabulary (29,000 words that the models compared have in common) and leave out the facts
-whose object is none of them: another set of candidates, so other numbers. Objects with
-several tokens, which such a vocabulary cannot hold, are choices like any other here.
+`hit_at_1` is the share of right choices. Of `lama_trex_P36` the choices are the objects that
+the relation has in any of the three splits, those of several words too. Of `lama_trex_P36_29k`
+they are those of published numbers, the words that the vocabularies of the models compared
+have in common (18,154, though the file is named for 29,000), and facts whose object is none of
+them are left out, as they are there; a warning says how many. For T5 a word is one to several
+tokens, and what counts is the probability of all of them and of the end behind them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import seqio
 from prompt_tuning_jax.tasks import preprocessors, sources
 
+from prompt_tuning_jax.data.tokenized_task import EmptySplitError
 from prompt_tuning_jax.evaluation import metrics, postprocessors
 
 # The relations of T-REx; relations.jsonl holds those of Google-RE and others too.
@@ -46,6 +56,9 @@ RELATIONS = (
 _FOLDER = 'lama_trex'
 # What T5 fills.
 _GAP = '<extra_id_0>'
+_WORDS = '29k-vocab.json'
+# The list of the file that holds the words as such; the others mark where words begin.
+_SPELLING = 'bert-base-cased'
 # Split → its name in the files.
 _FILES = {'train': 'train', 'validation': 'dev', 'test': 'test'}
 
@@ -58,9 +71,12 @@ class Facts:
 
   Attributes:
     relation: Wikidata's name of it, such as 'P36'.
+    from_words: whether the choices are the words of the list instead, and only the facts
+      with such an object count.
   """
 
   relation: str
+  from_words: bool = False
 
   @property
   def splits(self) -> Sequence[str]:
@@ -73,21 +89,26 @@ class Facts:
           f'{file}.slim.jsonl',
           f'fact-retrieval/original/{self.relation}/{file}.jsonl',
       ])
+    if self.from_words:
+      names.append([_WORDS])
     return [[os.path.join(_FOLDER, name) for name in group] for group in names]
 
   def read(self, paths: Sequence[str], split: str) -> dict[str, list[Any]]:
     """Reads the columns `inputs`, `targets`, `sub`, `obj`, `obj_label` and `idx`.
 
     Raises:
-      ValueError: if a line is not what is expected, or the relation is missing; the file is
-        named.
+      ValueError: if a line is not what is expected; the file is named.
+      EmptySplitError: if no fact of the relation is left.
     """
     template = self._template(paths[0])
     path = paths[1 + self.splits.index(split)]
     facts = list(self._facts(path))
+    if self.from_words and facts:
+      facts = self._with_word(facts, path, frozenset(self.choices(paths)))
     if not facts:
-      raise ValueError(
-          f'{path} holds no fact of the relation {self.relation}, so that its split '
+      raise EmptySplitError(
+          f'{path} holds no fact of the relation {self.relation}'
+          f'{" whose object is a word of the list" * self.from_words}, so that its split '
           f'{split!r} is empty. Use another split or relation, or the complete file.'
       )
     return {
@@ -99,8 +120,23 @@ class Facts:
         'idx': list(range(len(facts))),
     }
 
-  def objects(self, paths: Sequence[str]) -> list[str]:
-    """The distinct objects of all splits, sorted."""
+  def _with_word(
+      self, facts: Sequence[tuple[str, str]], path: str, words: frozenset[str]
+  ) -> list[tuple[str, str]]:
+    kept = [fact for fact in facts if fact[1] in words]
+    if 0 < len(kept) < len(facts):
+      warnings.warn(
+          f'{path}: {len(facts) - len(kept):,} of {len(facts):,} facts of the relation '
+          f'{self.relation} are left out, for their object is none of the {len(words):,} '
+          'words to choose from.',
+          stacklevel=2,
+      )
+    return kept
+
+  def choices(self, paths: Sequence[str]) -> Sequence[str]:
+    """What the answers are chosen from, sorted."""
+    if self.from_words:
+      return _words(paths[-1], os.stat(paths[-1]).st_mtime_ns)
     return sorted({obj for path in paths[1:] for _, obj in self._facts(path)})
 
   def _template(self, path: str) -> str:
@@ -144,8 +180,26 @@ def _text(row: Mapping[str, Any], name: str) -> str:
   return row[name]
 
 
-class Objects(Sequence[str]):
-  """The objects of a relation in all splits, sorted: what its answers are chosen from.
+@functools.lru_cache(maxsize=1)
+def _words(path: str, mtime_ns: int) -> tuple[str, ...]:
+  """The words of the list, sorted; `mtime_ns` tells a file that was replaced."""
+  del mtime_ns
+  try:
+    with sources.open_bytes(path) as file:
+      words = json.loads(file.read().decode())[_SPELLING]
+    if not isinstance(words, list) or not all(isinstance(w, str) and w.strip() for w in words):
+      raise ValueError('it holds something else than words')
+    if not words:
+      raise ValueError('it is empty')
+  except (ValueError, TypeError, KeyError, RecursionError, *sources.DAMAGED) as error:
+    raise ValueError(
+        f'{path}: {error}. Expected a JSON object with {_SPELLING!r}, a list of words.'
+    ) from error
+  return tuple(sorted(set(words)))
+
+
+class Choices(Sequence[str]):
+  """What the answers of a relation's task are chosen from, sorted.
 
   A sequence like any other, but read from the files when it is first looked at: a task can
   be registered where they are not.
@@ -158,7 +212,7 @@ class Objects(Sequence[str]):
   def _read(self) -> tuple[str, ...]:
     # Any split is made of all files. Their times tell a file that was replaced.
     paths = self._source.require_files('train')
-    return _objects(self._facts, tuple((path, os.stat(path).st_mtime_ns) for path in paths))
+    return _choices(self._facts, tuple((path, os.stat(path).st_mtime_ns) for path in paths))
 
   def __len__(self) -> int:
     return len(self._read())
@@ -173,20 +227,19 @@ class Objects(Sequence[str]):
     return text in self._read()
 
 
-@functools.lru_cache(maxsize=len(RELATIONS))
-def _objects(facts: Facts, files: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
-  return tuple(facts.objects([path for path, _ in files]))
+@functools.lru_cache(maxsize=2 * len(RELATIONS))
+def _choices(facts: Facts, files: tuple[tuple[str, int], ...]) -> Sequence[str]:
+  return tuple(facts.choices([path for path, _ in files]))
 
 
-def _add(relation: str) -> None:
-  facts = Facts(relation)
+def _add(name: str, facts: Facts) -> None:
   source = sources.LocalFiles(
       facts,
       "The files belong to P-tuning's data (https://github.com/THUDM/P-tuning, LAMA); "
       'TensorFlow Datasets does not hold them.',
   )
   seqio.TaskRegistry.add(
-      f'lama_trex_{relation}',
+      name,
       source=source,
       preprocessors=[
           seqio.preprocessors.tokenize,
@@ -194,7 +247,7 @@ def _add(relation: str) -> None:
           seqio.preprocessors.append_eos,
       ],
       postprocess_fn=functools.partial(
-          postprocessors.string_label_to_class_id, label_classes=Objects(facts, source)
+          postprocessors.string_label_to_class_id, label_classes=Choices(facts, source)
       ),
       metric_fns=[metrics.hit_at_1],
       output_features=preprocessors.OUTPUT_FEATURES,
@@ -202,5 +255,11 @@ def _add(relation: str) -> None:
   )
 
 
-for _relation in RELATIONS:
-  _add(_relation)
+for _suffix, _from_words in (('', False), ('_29k', True)):
+  for _relation in RELATIONS:
+    _add(f'lama_trex_{_relation}{_suffix}', Facts(_relation, _from_words))
+  seqio.MixtureRegistry.add(
+      f'lama_trex{_suffix}',
+      [f'lama_trex_{_relation}{_suffix}' for _relation in RELATIONS],
+      default_rate=1.0,
+  )

@@ -189,3 +189,39 @@ def pronoun_to_text(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
       ),
       'targets': tf.gather(example['candidates'], example['label']),
   }
+
+
+@seqio.map_over_dataset
+def question_to_text(example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+  """A question about a passage, as T5 writes SQuAD → its answer.
+
+  Texts have spaces around every character that is no letter, digit or underscore (of
+  ASCII), as T5's have. The target is the row's `answer` where it has one, else the first of
+  its answers; all of them stay, for the metrics.
+  """
+  question = _with_spaces(example['question'])
+  context = _with_spaces(example['context'])
+  answers = _with_spaces(example['answers']['text'])
+  target = _with_spaces(example['answer']) if 'answer' in example else answers[0]
+  words = ['question:', question, 'context:', context]
+  return {
+      'inputs': tf.strings.regex_replace(tf.strings.join(words, separator=' '), r'\s+', ' '),
+      'targets': target,
+      'id': example['id'],
+      'question': question,
+      'context': context,
+      'answers': answers,
+  }
+
+
+def _with_spaces(text: tf.Tensor) -> tf.Tensor:
+  text = tf.strings.regex_replace(text, r'(\W)', r' \1 ')
+  return tf.strings.regex_replace(text, r'\s+', ' ')
+
+
+@seqio.map_over_dataset
+def document_to_text(
+    example: Mapping[str, tf.Tensor], document: str, summary: str
+) -> dict[str, tf.Tensor]:
+  """A document → its summary; `document` and `summary` name the fields."""
+  return {'inputs': example[document], 'targets': example[summary]}

@@ -18,7 +18,7 @@ def add_tasks(
     name: str,
     *,
     source: seqio.DataSource,
-    task_word: str,
+    task_word: str | None,
     to_text: Sequence[Callable[..., Any]],
     postprocess_fn: Callable[..., Any] | None,
     metric_fns: Sequence[Callable[..., Any]],
@@ -29,7 +29,8 @@ def add_tasks(
   Args:
     name: name of the task.
     source: the rows.
-    task_word: first word of the input.
+    task_word: first word of the input; None where T5 writes none: then both tasks are the
+      same.
     to_text: preprocessors that make `inputs`, without that word, and `targets` of a row.
     postprocess_fn: text of a prediction → what metrics compare; None: the text.
     metric_fns: `(targets, predictions) → {name: value}`.
@@ -43,7 +44,7 @@ def add_tasks(
         source=source,
         preprocessors=[
             *to_text,
-            *([] if prefix else [word]),
+            *([] if prefix or task_word is None else [word]),
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos,

@@ -22,9 +22,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -38,8 +39,74 @@ _RENAMED = {'eatType': 'Type', 'familyFriendly': 'family friendly', 'priceRange'
 _ITEM = r'([^][,]+)\[([^][]+)\]'
 _TABLE = re.compile(rf'{_ITEM}(?:, {_ITEM})*')
 
-# Of ten tables of the development set one is for validation.
+# Of ten tables of a development set one is for validation.
 _VALIDATION_ONE_IN = 10
+
+
+def part_of(content: str) -> str:
+  """'train' or 'validation', for tables of a development set that serves as both."""
+  number = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], 'big')
+  return 'train' if number % _VALIDATION_ONE_IN else 'validation'
+
+
+def columns_of(
+    references: Mapping[Any, Sequence[str]], split: str, to_text: Callable[[Any], str]
+) -> dict[str, list[Any]]:
+  """The columns `inputs`, `targets`, `references` and `idx` of a split.
+
+  The training split holds an input once for every reference, any other once with all of
+  them; `targets` is the first of the `references`.
+
+  Args:
+    references: table → the texts that say what is in it.
+    split: name of the split.
+    to_text: writes a table as text.
+  """
+  examples = [
+      (to_text(table), texts)
+      for table, all_texts in references.items()
+      for texts in ([[text] for text in all_texts] if split == 'train' else [all_texts])
+  ]
+  return {
+      'inputs': [text for text, _ in examples],
+      'targets': [texts[0] for _, texts in examples],
+      'references': [list(texts) for _, texts in examples],
+      'idx': list(range(len(examples))),
+  }
+
+
+def add_task(
+    name: str,
+    files: sources.Files,
+    origin: str,
+    metric_fns: Sequence[Callable[..., Any]] = (),
+) -> None:
+  """Registers a task of `inputs`, `targets` and `references`.
+
+  Args:
+    name: name of the task.
+    files: the files, read as `columns_of` makes columns.
+    origin: where to get them, for the message that one is missing.
+    metric_fns: further metrics, beside BLEU without case and ROUGE-L.
+  """
+  caller = inspect.currentframe().f_back
+  seqio.TaskRegistry.add(
+      name,
+      source=sources.LocalFiles(files, origin),
+      preprocessors=[
+          seqio.preprocessors.tokenize,
+          seqio.CacheDatasetPlaceholder(),
+          seqio.preprocessors.append_eos,
+      ],
+      postprocess_fn=postprocessors.all_references,
+      metric_fns=[
+          functools.partial(metrics.bleu, lowercase=True),
+          functools.partial(metrics.rouge, score_keys=['rougeL']),
+          *metric_fns,
+      ],
+      output_features=preprocessors.OUTPUT_FEATURES,
+      source_info=seqio.SourceInfo(caller.f_code.co_filename, caller.f_lineno),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,25 +139,16 @@ class E2e:
     (path,) = paths
     references: dict[str, list[str]] = {}
     for table, reference in sources.parse_csv(path, ('mr', 'ref'), _checked):
-      if not self.partition or split == 'test' or split == _part_of(table):
+      if not self.partition or split == 'test' or split == part_of(_content(table)):
         references.setdefault(table, []).append(reference)
     if not references:
       raise ValueError(
           f'{path} holds no example of the split {split!r}. Copy the official file there '
           'again, or use another split.'
       )
-    examples = [
-        (table, texts)
-        for table, all_texts in references.items()
-        for texts in ([[text] for text in all_texts] if split == 'train' else [all_texts])
-    ]
-    return {
-        'inputs': [linearized(table) for table, _ in examples],
-        'targets': [texts[0] for _, texts in examples],
-        'references': [texts for _, texts in examples],
-        'meaning_representation': [table for table, _ in examples],
-        'idx': list(range(len(examples))),
-    }
+    columns = columns_of(references, split, linearized)
+    tables = columns_of(references, split, str)['inputs']
+    return columns | {'meaning_representation': tables}
 
 
 def _checked(row: Sequence[str]) -> tuple[str, str]:
@@ -117,49 +175,31 @@ def _items(table: str) -> list[tuple[str, str]]:
   return re.findall(_ITEM, table)
 
 
-def _part_of(table: str) -> str:
-  """'train' or 'validation', by the table's content: the order of its items is no matter."""
-  content = ', '.join(sorted(f'{key.strip()}[{value}]' for key, value in _items(table)))
-  number = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], 'big')
-  return 'train' if number % _VALIDATION_ONE_IN else 'validation'
+def _content(table: str) -> str:
+  """A table with its items in a fixed order: in which they stand is no matter."""
+  return ', '.join(sorted(f'{key.strip()}[{value}]' for key, value in _items(table)))
 
 
-def _add(name: str, files: E2e) -> None:
-  seqio.TaskRegistry.add(
-      name,
-      source=sources.LocalFiles(
-          files,
-          'The files are in https://github.com/tuetschek/e2e-dataset (release v1.0.0); '
-          'TensorFlow Datasets holds only a cleaned version of the set, which is another.',
-      ),
-      preprocessors=[
-          seqio.preprocessors.tokenize,
-          seqio.CacheDatasetPlaceholder(),
-          seqio.preprocessors.append_eos,
-      ],
-      postprocess_fn=postprocessors.all_references,
-      metric_fns=[
-          functools.partial(metrics.bleu, lowercase=True),
-          functools.partial(metrics.rouge, score_keys=['rougeL']),
-      ],
-      output_features=preprocessors.OUTPUT_FEATURES,
-      source_info=seqio.SourceInfo(__file__, _add.__code__.co_firstlineno),
-  )
+_ORIGIN = (
+    'The files are in https://github.com/tuetschek/e2e-dataset (release v1.0.0); '
+    'TensorFlow Datasets holds only a cleaned version of the set, which is another.'
+)
 
-
-_add(
+add_task(
     'e2e_nlg',
     E2e({
         'train': 'trainset.csv',
         'validation': 'devset.csv',
         'test': 'testset_w_refs.csv',
     }),
+    _ORIGIN,
 )
 
-_add(
+add_task(
     'e2e_nlg_from_dev',
     E2e(
         {'train': 'devset.csv', 'validation': 'devset.csv', 'test': 'testset_w_refs.csv'},
         partition=True,
     ),
+    _ORIGIN,
 )

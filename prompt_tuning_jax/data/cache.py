@@ -32,6 +32,7 @@ from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import (
     FORMAT,
     CacheError,
+    EmptySplitError,
     NoSplitError,
     TokenizedTask,
     make_manifest,
@@ -130,7 +131,8 @@ def load_task_or_mixture(
   Takes the arguments of `load_task` and raises what it raises. What a mixture is
   made of is cached too, so that neither seqio nor TensorFlow is needed later. Of a
   mixture only the tasks that have the split are loaded, as seqio does: one may be there
-  to train on, another to evaluate on.
+  to train on, another to evaluate on. Tasks of whose split the files at hand hold nothing
+  are left out too, with a warning that names them.
 
   Returns:
     Pairs (task, rate); one pair with rate 1 for a plain task. Rates are relative.
@@ -155,21 +157,31 @@ def load_task_or_mixture(
       )
   if mixture is None:
     return [(load_task(name, split, vocabulary, **kwargs), 1.0)]
-  loaded = []
+  loaded, empty = [], {}
   for member, rate in mixture['members']:
     splits = mixture['splits'].get(member)
     if splits is not None and split.partition('[')[0] not in splits:
       continue
     try:
       loaded.append((load_task(member, split, vocabulary, **kwargs), float(rate)))
+    except EmptySplitError as error:
+      empty[member] = error
     except NoSplitError:
       # Where the splits are known the task has this one, and its file is missing.
       if splits is not None:
         raise
   if not loaded:
+    if empty:
+      raise next(iter(empty.values()))
     raise NoSplitError(
         f'No task of the mixture {name} has a split {split!r}. Its tasks: '
         f'{", ".join(member for member, _ in mixture["members"])}.'
+    )
+  if empty:
+    warnings.warn(
+        f'{name}, split {split!r}: {len(empty)} of its {len(empty) + len(loaded)} tasks have '
+        f'no examples and are left out: {", ".join(empty)}. {next(iter(empty.values()))}',
+        stacklevel=2,
     )
   return loaded
 

@@ -26,6 +26,10 @@ class NoSplitError(ValueError):
   """A task has no split of the name that was asked for."""
 
 
+class EmptySplitError(NoSplitError):
+  """A task has a split of that name, but the files at hand hold nothing of it."""
+
+
 class TokenizedTask:
   """The tokenised examples of one split of one task, untrimmed, read by index.
 

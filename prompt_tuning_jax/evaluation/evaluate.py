@@ -32,7 +32,7 @@ from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
-from prompt_tuning_jax.evaluation import hosts, ranking
+from prompt_tuning_jax.evaluation import best_first, hosts, ranking
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
@@ -43,6 +43,9 @@ from prompt_tuning_jax.typing import Injection, PyTree
 AnyPrompt = Prompt | str | os.PathLike[str] | Injection | None
 
 METHODS = ('rank', 'generate')
+
+# Of more classes than this only the best is searched for, and not all are scored.
+_MOST_SCORED = 1000
 
 
 class Evaluator:
@@ -85,7 +88,8 @@ class Evaluator:
       num_virtual_tokens: P, virtual tokens of the prompts to come.
       num_decoder_virtual_tokens: Q, those of them before the decoder's start token.
       method: 'rank' chooses among the task's classes by their log-probability and
-        generates where a task has none; 'generate' always generates, as T5X does.
+        generates where a task has none; 'generate' always generates, as T5X does. Of more
+        than 1,000 classes predictions hold the best one's score alone.
       lengths: 'pad' to the feature lengths, or 'bucket' to a few shorter ones.
       decoding: how to generate. Default: greedily, up to the length of the targets.
       normalize_by_length: rank by the mean log-probability of a class's tokens.
@@ -114,9 +118,12 @@ class Evaluator:
     self._progress = progress
     self._decoding = decoding or Decoding(max_length=feature_lengths['targets'])
     self._normalize_by_length = normalize_by_length
-    self._choices = None
+    self._choices = self._tree = None
     if method == 'rank' and task.label_classes:
       self._choices = ranking.encode_choices(task.label_classes, backbone.vocabulary)
+      # Means may grow with every token, so that no beginning says how good its choices are.
+      if len(self._choices) > _MOST_SCORED and not normalize_by_length:
+        self._tree = best_first.ChoiceTree(self._choices)
     # On a mesh the devices divide the rows of a batch; those beyond the examples are empty.
     batch_size = _divisible(batch_size, backbone.mesh)
     share, shares = partitioning.data_share(backbone.mesh)
@@ -199,6 +206,13 @@ class Evaluator:
   def _rank(self, model, injection) -> Iterator[tuple[int, str, dict[str, Any]]]:
     classes = self.task.label_classes
     for batch, numbers in self._each_batch('ranking'):
+      if self._tree is not None:
+        best_B, scores_B = best_first.best_choices(
+            *model, batch.encoder_input_tokens, self._tree, injection
+        )
+        for number, best, score in zip(numbers, best_B, scores_B):
+          yield int(number), classes[best], {'score': float(score)}
+        continue
       scores_BC = ranking.score_choices(
           *model,
           batch.encoder_input_tokens,

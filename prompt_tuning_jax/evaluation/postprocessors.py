@@ -86,6 +86,13 @@ def all_references(
   return list(_field(example, 'references')) if is_target else text
 
 
+def qa(
+    answer: str, example: Mapping[str, Any] | None = None, is_target: bool = False
+) -> str | list[str]:
+  """The answer; of a target all right answers, the field `answers`."""
+  return list(_field(example, 'answers')) if is_target else answer
+
+
 def wsc_simple(
     prediction: str,
     example: Mapping[str, Any] | None = None,

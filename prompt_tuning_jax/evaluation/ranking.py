@@ -66,6 +66,32 @@ def score_targets(
   )
 
 
+def teacher_forced_logits(
+    module: nn.Module,
+    params: PyTree,
+    targets_BT: Array,
+    encoded_BSD: Array,
+    encoder_input_tokens_BS: Array,
+    injection: Injection | None,
+) -> Array:
+  """Logits [B, T, V] of targets, given the encoder's output."""
+  prompt_BQ = jnp.zeros((len(targets_BT), 0), jnp.int32)
+  if injection is not None and injection.num_decoder_virtual_tokens:
+    prompt_Q = injection.decoder_prompt(module.spec.vocab_size)
+    prompt_BQ = jnp.broadcast_to(prompt_Q, (len(targets_BT), len(prompt_Q)))
+  # A prompt of the decoder's own stands before the start token, and has no targets.
+  logits = module.apply(
+      {'params': params},
+      jnp.concatenate([prompt_BQ, jnp.pad(targets_BT[:, :-1], ((0, 0), (1, 0)))], axis=1),
+      jnp.concatenate([jnp.zeros_like(prompt_BQ), targets_BT], axis=1),
+      encoded_BSD,
+      encoder_input_tokens_BS,
+      injection,
+      method='decode',
+  )
+  return logits[:, prompt_BQ.shape[1] :]
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames='normalize_by_length')
 def score_choices(
     module: nn.Module,
@@ -90,25 +116,16 @@ def score_choices(
       Sums favour short choices, means favour long ones; sums are the convention.
   """
 
-  def apply(*args, method):
-    return module.apply({'params': params}, *args, injection, method=method)
-
   with jax.named_scope('encode'):
-    encoded_BSD = apply(encoder_input_tokens_BS, method='encode')
+    encoded_BSD = module.apply(
+        {'params': params}, encoder_input_tokens_BS, injection, method='encode'
+    )
   num_rows = encoder_input_tokens_BS.shape[0]
-  prompt_Q = jnp.zeros(0, jnp.int32)
-  if injection is not None and injection.num_decoder_virtual_tokens:
-    prompt_Q = injection.decoder_prompt(module.spec.vocab_size)
 
   def score_one(choice_T: Array) -> Array:
-    # A prompt of the decoder's own stands before the start token, and has no targets.
-    targets_T = jnp.concatenate([jnp.zeros_like(prompt_Q), choice_T])
-    inputs_T = jnp.concatenate([prompt_Q, jnp.zeros(1, jnp.int32), choice_T[:-1]])
-    targets_BT, inputs_BT = (
-        jnp.broadcast_to(x_T, (num_rows, len(x_T))) for x_T in (targets_T, inputs_T)
-    )
-    logits_BTV = apply(
-        inputs_BT, targets_BT, encoded_BSD, encoder_input_tokens_BS, method='decode'
+    targets_BT = jnp.broadcast_to(choice_T, (num_rows, len(choice_T)))
+    logits_BTV = teacher_forced_logits(
+        module, params, targets_BT, encoded_BSD, encoder_input_tokens_BS, injection
     )
     return sequence_scores(logits_BTV, targets_BT)
 

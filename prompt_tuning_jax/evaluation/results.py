@@ -22,7 +22,8 @@ class EvalResult:
     predictions: for each example, in the task's order: `index`, its own numbers where it
       has some (`idx`, or `idx/question` and the like), `inputs` (text),
       `target` (what metrics compare), `prediction_text`, `prediction` (postprocessed),
-      and `scores` of all choices (ranking) or the `score` of the text (generation).
+      and `scores` of all choices (ranking) or the `score` of the text (generation, or
+      ranking among very many).
     step: training step of the prompt, if known.
     prompt: where the prompt came from, if known.
   """

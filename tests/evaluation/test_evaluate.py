@@ -76,6 +76,22 @@ def test_the_ranked_class_is_the_likeliest_target(backbone, soft_prompt, task, r
   assert (ranked.task, ranked.split) == ('toy', 'train')
 
 
+def test_of_very_many_classes_the_same_is_found_without_scoring_all(
+    backbone, soft_prompt, task, ranked, monkeypatch
+):
+  monkeypatch.setattr(evaluate_lib, '_MOST_SCORED', 2)
+  searched = evaluate(backbone, soft_prompt, task, **SHAPE)
+  assert searched.metrics == ranked.metrics
+  for found, scored in zip(searched.predictions, ranked.predictions, strict=True):
+    assert 'scores' not in found
+    assert found['score'] == pytest.approx(max(scored['scores'].values()), rel=1e-4)
+    for name in ('index', 'prediction', 'prediction_text', 'target'):
+      assert found[name] == scored[name]
+  # Means cannot be searched for.
+  means = evaluate(backbone, soft_prompt, task, normalize_by_length=True, **SHAPE)
+  assert all(len(p['scores']) == len(CLASSES) for p in means.predictions)
+
+
 def test_batch_size_and_lengths_change_no_score(backbone, soft_prompt, task, ranked):
   other = evaluate(
       backbone, soft_prompt, task, batch_size=3, lengths='bucket', progress=False

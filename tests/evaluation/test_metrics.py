@@ -187,6 +187,17 @@ def test_bleu_of_unequally_many_references_equals_the_one_by_hand():
   )
 
 
+def test_chrf_equals_the_one_by_hand_and_takes_the_best_reference():
+  # Single characters: 2 of 2 and of 3; pairs: 1 of 1 and of 2; words: 0 of 1 and of 1.
+  precision, recall = (1 + 1 + 0) / 3, (2 / 3 + 1 / 2 + 0) / 3
+  expected = 100 * 5 * precision * recall / (4 * precision + recall)
+  assert metrics.chrf(['abc'], ['ab']) == {'chrf++': pytest.approx(expected)}
+  assert metrics.chrf([['xyz', 'abc'], 'q'], ['ab', 'q'])['chrf++'] > expected
+  assert metrics.chrf([['xyz', 'abc']], ['ab']) == {'chrf++': pytest.approx(expected)}
+  with pytest.raises(ValueError, match='Example 1 has no reference'):
+    metrics.chrf(['a', []], ['a', 'a'])
+
+
 def test_bleu_minds_the_case_unless_told():
   targets, predictions = [['The pub is by the river.']], ['the pub is by the river.']
   assert metrics.bleu(targets, predictions, lowercase=True)['bleu'] == pytest.approx(100)

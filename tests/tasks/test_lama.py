@@ -6,7 +6,7 @@ import json
 import pytest
 
 from prompt_tuning_jax.data.batches import EvalBatches, TrainBatches
-from prompt_tuning_jax.data.cache import load_task
+from prompt_tuning_jax.data.cache import load_task, load_task_or_mixture
 from prompt_tuning_jax.data.seqio_source import import_seqio
 from prompt_tuning_jax.data.virtual_tokens import Template
 
@@ -130,6 +130,85 @@ def test_the_choices_are_the_relations_objects_of_all_splits(folder, vocabulary)
   assert load_task('lama_trex_P1376', 'train', vocabulary).label_classes == ['Italy', 'Norway']
 
 
+def write_words(folder, content):
+  (folder / '29k-vocab.json').write_text(
+      content if isinstance(content, str) else json.dumps(content)
+  )
+
+
+WORDS = ['Paris', 'Nairobi', 'Berlin', 'Paris', '%']
+
+
+def test_among_the_words_of_the_list_other_facts_are_left_out_and_counted(folder, vocabulary):
+  write_words(folder, {'gpt2-xl': ['Ġ%'], 'bert-base-cased': WORDS})
+  with pytest.warns(UserWarning, match=r'1 of 2 facts .* P36 are left out.* none of the 4 words'):
+    task = load_task('lama_trex_P36_29k', 'train', vocabulary)
+  assert texts(task) == [('The capital of France is <extra_id_0> .', 'Paris')]
+  assert task.label_classes == ['%', 'Berlin', 'Nairobi', 'Paris']
+  test = load_task('lama_trex_P36_29k', 'test', vocabulary)
+  assert [test.target(index) for index in range(len(test))] == [2, 3]
+  again = load_task('lama_trex_P36_29k', 'test', vocabulary)
+  assert again.label_classes == test.label_classes and again.postprocess_fn('Berlin') == 1
+  # Another list makes other tasks.
+  write_words(folder, {'bert-base-cased': ['Paris', 'Lima', 'Nairobi']})
+  task = load_task('lama_trex_P36_29k', 'train', vocabulary)
+  assert [target for _, target in texts(task)] == ['Paris', 'Lima']
+  with pytest.raises(ValueError, match=r'no fact .* P36 whose object is a word of the list'):
+    load_task('lama_trex_P36_29k', 'validation', vocabulary)
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        ('{"bert', 'Unterminated string'),
+        ({'gpt2-xl': ['x']}, "'bert-base-cased'. Expected a JSON object"),
+        ({'bert-base-cased': ['x', 3]}, 'something else than words'),
+        ({'bert-base-cased': ['x', ' ']}, 'something else than words'),
+        ({'bert-base-cased': []}, 'it is empty'),
+    ],
+)
+def test_a_bad_list_of_words_is_named(folder, vocabulary, content, reason):
+  write_words(folder, content)
+  with pytest.raises(ValueError, match=rf'29k-vocab\.json: .*{reason}'):
+    load_task('lama_trex_P36_29k', 'train', vocabulary)
+
+
+def test_a_mixture_names_the_relations_of_which_there_are_no_facts(
+    folder, vocabulary, monkeypatch
+):
+  import_seqio()
+  from prompt_tuning_jax.tasks import lama
+
+  rows = [{'relation': name, 'template': '[X] [Y]'} for name in lama.RELATIONS]
+  write(folder / 'relations.jsonl', rows)
+  with pytest.warns(UserWarning) as warned:
+    loaded = load_task_or_mixture('lama_trex', 'validation', vocabulary)
+  assert {task.name: rate for task, rate in loaded} == {
+      'lama_trex_P36': 1, 'lama_trex_P1376': 1
+  }  # fmt: skip
+  (message,) = [str(w.message) for w in warned]
+  assert message.startswith("lama_trex, split 'validation': 39 of its 41 tasks have no examples")
+  left_out = message.split('are left out: ')[1].split('. ')[0].split(', ')
+  assert sorted(left_out) == sorted(
+      f'lama_trex_{name}' for name in lama.RELATIONS if name not in TEMPLATES
+  )
+  # A file that is missing is no relation without facts.
+  (folder / 'dev.slim.jsonl.gz').unlink()
+  with pytest.raises(FileNotFoundError, match='dev.slim.jsonl'):
+    load_task_or_mixture('lama_trex', 'validation', vocabulary)
+
+
+def test_a_mixture_of_nothing_says_what_is_missing(folder, vocabulary):
+  import_seqio()
+  from prompt_tuning_jax.tasks import lama
+
+  rows = [{'relation': name, 'template': '[X] [Y]'} for name in lama.RELATIONS]
+  write(folder / 'relations.jsonl', rows)
+  (folder / 'dev.slim.jsonl.gz').write_bytes(gzip.compress(b''))
+  with pytest.raises(ValueError, match=r'dev\.slim\.jsonl\.gz holds no fact of the relation'):
+    load_task_or_mixture('lama_trex', 'validation', vocabulary)
+
+
 def test_a_change_in_another_split_changes_the_choices(folder, vocabulary):
   assert load_task('lama_trex_P36', 'train', vocabulary).target(0) == 3
   write(folder / 'test.slim.jsonl', [slim('P36', 'Kenya', 'Nairobi')])
@@ -223,7 +302,9 @@ def test_the_tasks_are_registered_where_the_files_are_not(monkeypatch):
   from prompt_tuning_jax.tasks import lama
 
   names = {name for name in seqio.TaskRegistry.names() if name.startswith('lama_trex_')}
-  assert names == {f'lama_trex_{relation}' for relation in lama.RELATIONS}
+  assert names == {
+      f'lama_trex_{relation}{suffix}' for relation in lama.RELATIONS for suffix in ('', '_29k')
+  }
   assert len(lama.RELATIONS) == len(set(lama.RELATIONS)) == 41
 
 
@@ -268,3 +349,13 @@ def test_the_shared_files_hold_as_many_facts_as_they_should(shared_data, monkeyp
         # These files lack some relations.
         assert 'holds no fact of the relation' in str(error)
   assert totals == {'train': 26772, 'validation': 7055, 'test': 22881}
+
+
+@pytest.mark.filterwarnings('ignore:.*are left out, for their object')
+def test_the_shared_words_and_facts_are_read(shared_data, vocabulary, monkeypatch):
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(shared_data))
+  task = load_task('lama_trex_P176_29k', 'validation', vocabulary)
+  assert (len(task), len(task.label_classes)) == (193, 18_154)
+  assert task.label_classes == sorted(set(task.label_classes))
+  for index in range(len(task)):
+    assert task.label_classes[task.target(index)] == task.example(index)['obj_label']
