@@ -38,9 +38,9 @@ def run(name, mesh, rules):
   backbone = ptj.load_backbone(backbone_dir, mesh=mesh, rules=rules)
   before = jax.device_get(backbone.params)
   settings = dict(
-      backbone=backbone, task='demo_gloss_category', batch_size=16, eval_batch_size=96, microbatches=2,
-      feature_lengths={'inputs': 32, 'targets': 4}, dropout_rate=0.1, progress=False,
-      lengths='pad',
+      backbone=backbone, task='demo_gloss_category', batch_size=16, eval_batch_size=96,
+      microbatches=2, feature_lengths={'inputs': 32, 'targets': 4}, dropout_rate=0.1,
+      lengths='pad', progress=False,
   )
   tuned = ptj.train(
       method=ptj.SoftPrompt(4), train_steps=3, model_dir=f'{folder}/{name}', **settings
