@@ -484,4 +484,4 @@ def test_the_demo_runs_in_the_folder_that_is_asked_for(monkeypatch, tmp_path):
 def test_a_reader_who_has_enough_is_no_error():
   command = f'{sys.executable} -m prompt_tuning_jax tasks | head -n 1'
   result = subprocess.run(command, shell=True, capture_output=True, text=True)
-  assert (result.stdout, result.stderr) == ('demo\n', '')
+  assert (result.stdout.count('\n'), result.stderr) == (1, '')
