@@ -128,6 +128,12 @@ _COMMANDS = {
         'Tunes a prompt on a task and writes MODEL_DIR/prompt.safetensors. The same '
         'command run again goes on where it stopped.',
     ),
+    'plan': _Command(
+        'what a training run will cost on which devices, before anything is loaded',
+        'From a recipe of `train` and PLAN_TARGET (8xH100-80GB, v5e-8, here): what trains, the '
+        "memory of each device, FLOPs and transfers of a step, whether it fits, and what to "
+        'change so that it does. No weights are read.',
+    ),
     'evaluate': _Command(
         'metrics and predictions of prompts, a run, or the bare model on a task or mixture',
         'Evaluates PROMPT_FILE (an artifact or a .npy prompt; several give mean ± standard '
@@ -368,8 +374,8 @@ def _run_configured(
   paths = [path for path in options.gin_search_paths.split(',') if path]
   parsed = config.parse(name, options.gin_file, bindings, paths)
   function = registry.command_function(name)
-  # `tasks` needs no weights either.
-  without_weights = options.dry_run or name == 'tasks'
+  # These need no weights either.
+  without_weights = options.dry_run or name in ('tasks', 'plan')
   with building.dry_run() if without_weights else contextlib.nullcontext():
     kwargs = parsed.kwargs()
   for note in (*parsed.notes, *checks.check(name, kwargs)):

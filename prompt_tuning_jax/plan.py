@@ -1,19 +1,38 @@
-"""What a run will cost, from shapes alone: no weights are made or read."""
+"""`prompt-tuning plan`: what a run will cost, from shapes alone: no weights are made or read.
+
+A device's part of the run is the same run with its share of the rows, heads and hidden
+units, whose costs are counted in its jaxpr (`costs.py`). So far as heads are not divisible
+they are whole on every device.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import AbstractMesh
 
+from prompt_tuning_jax import costs, partitioning, targets
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
+from prompt_tuning_jax.targets import Target
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.step import TrainState, make_train_step
-from prompt_tuning_jax.typing import Batch
+from prompt_tuning_jax.training.optimizers import adafactor
+from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
+from prompt_tuning_jax.typing import Batch, PyTree
+
+# Share of a device's memory that a run may plan with: the rest is the runtime's, and what
+# the estimate of the activations may be wrong by.
+_USABLE = 0.9
 
 
 class Flops(NamedTuple):
@@ -71,3 +90,369 @@ def count_flops(
       jax.jit(forward).lower(params, batch),
   )
   return Flops(*(program.compile().cost_analysis()['flops'] for program in programs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What of a run decides whether it fits, and may be changed so that it does.
+
+  Attributes:
+    dtype: of the computation and of frozen weights.
+    remat: what the backward pass computes again (`t5_stacks.REMAT_POLICIES`).
+    microbatches: parts of a batch, one after the other.
+    num_partitions: devices that share a copy of the model.
+    parameter_partitioning_dims: 2 where parameters are split over the others too.
+  """
+
+  dtype: str
+  remat: str
+  microbatches: int
+  num_partitions: int
+  parameter_partitioning_dims: int
+
+  @property
+  def rules(self) -> partitioning.Rules:
+    fully = self.parameter_partitioning_dims == 2
+    return partitioning.FULLY_SHARDED_RULES if fully else partitioning.DEFAULT_RULES
+
+  def changes(self, other: Setting) -> str:
+    """What another setting has that this one has not, as flags."""
+    names = {
+        'dtype': 'DTYPE', 'remat': 'REMAT', 'microbatches': 'MICROBATCHES',
+        'num_partitions': 'NUM_PARTITIONS',
+        'parameter_partitioning_dims': 'PARAMETER_PARTITIONING_DIMS',
+    }  # fmt: skip
+    return ' '.join(
+        f'--gin.{macro}={getattr(other, name)}'
+        for name, macro in names.items()
+        if getattr(self, name) != getattr(other, name)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a step of a run costs on a target.
+
+  Attributes:
+    target: the devices.
+    setting: how the run lies on them.
+    trained: numbers that train.
+    frozen: numbers that do not.
+    weights: bytes of the frozen weights on each device.
+    state: bytes of what trains there, with its optimiser's state.
+    activations: bytes of what a step computes there, the gradient included; an estimate.
+    flops: of a step, on all devices together.
+    transfers: bytes that a device sends in a step, by what for.
+    advice: the flags that would make it fit, where it does not; '' where nothing would.
+  """
+
+  target: Target
+  setting: Setting
+  trained: int
+  frozen: int
+  weights: int
+  state: int
+  activations: int
+  flops: float
+  transfers: Mapping[str, int]
+  description: str = ''
+  advice: str = ''
+
+  @property
+  def total(self) -> int:
+    """Bytes on each device."""
+    return self.weights + self.state + self.activations
+
+  @property
+  def fits(self) -> bool:
+    """Whether that is surely there."""
+    return self.total <= _USABLE * self.target.memory
+
+  def __repr__(self) -> str:
+    setting, target = self.setting, self.target
+    data = target.count // setting.num_partitions
+    share = 100 * self.trained / max(self.trained + self.frozen, 1)
+    seconds = ''
+    if target.flops:
+      least = self.flops / target.count / target.flops
+      seconds = f'; {least:.3g} s at the full speed of the devices in bfloat16'
+    verdict = 'fits'
+    if not self.fits:
+      verdict = 'does not fit' + (
+          f'; would with {self.advice}' if self.advice else ', whatever is changed: use more '
+          'or larger devices'
+      )
+    sent = ', '.join(f'{what} {_shown(size)}' for what, size in self.transfers.items() if size)
+    return '\n'.join([
+        *([self.description] if self.description else []),
+        f'target       {target.name}: {target.count} × {_shown(target.memory)}, mesh data {data} '
+        f'× model {setting.num_partitions}',
+        f'trains       {self.trained:,} of {self.trained + self.frozen:,} numbers ({share:.3g} %)',
+        f'each device  weights      {_shown(self.weights)} ({setting.dtype})',
+        f'             state        {_shown(self.state)}',
+        f'             activations  {_shown(self.activations)} (estimate; REMAT={setting.remat}, '
+        f'MICROBATCHES={setting.microbatches})',
+        f'             together     {_shown(self.total)} of {_shown(target.memory)}: {verdict}',
+        f'a step       {self.flops / 1e12:.4g} TFLOP{seconds}',
+        f'each sends   {sent or "nothing"}',
+    ])
+
+
+def plan(
+    *,
+    backbone: Backbone,
+    target: str = 'here',
+    method: Method | None = None,
+    trainable: Any = None,
+    batch_size: int = 32,
+    feature_lengths: Mapping[str, int] | None = None,
+    microbatches: int = 1,
+    dropout_rate: float = 0.0,
+    num_partitions: int = 1,
+    parameter_partitioning_dims: int = 1,
+) -> Plan:
+  """Counts what a step of a training run costs, and whether it fits.
+
+  Args:
+    backbone: the model; its sizes count, its weights are not read.
+    target: the devices, as `targets.parse` takes them.
+    method: the prompt method; None tunes the model.
+    trainable: the run's optimiser or labelling.
+    batch_size: rows of a batch over all devices, each of the longest that there are.
+    feature_lengths: longest inputs and targets in tokens.
+    microbatches: parts of each batch.
+    dropout_rate: of the model while it trains.
+    num_partitions: devices that share a copy of the model.
+    parameter_partitioning_dims: 2 splits parameters over the others too.
+
+  Raises:
+    ValueError: if the target is not known, or the devices, rows and parts do not divide.
+  """
+  found = targets.parse(target)
+  module = backbone.module.clone(dropout_rate=dropout_rate)
+  setting = Setting(
+      jnp.dtype(module.dtype).name,
+      module.remat,
+      microbatches,
+      num_partitions,
+      parameter_partitioning_dims,
+  )
+  lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
+  if trainable is None:
+    trainable = adafactor(0.001 if method is None else 0.3)
+  labelling = trainable_lib.as_labelling(trainable, method)
+  _check_divides(found, num_partitions, batch_size, microbatches)
+  run = _Run(module, method, labelling, batch_size, lengths)
+  result = run.plan(found, setting)
+  advice = ''
+  if not result.fits:
+    fitting = (s for s in _easier(setting, found, batch_size) if run.plan(found, s).fits)
+    better = next(fitting, None)
+    advice = '' if better is None else setting.changes(better)
+  what = 'model tuning' if method is None else type(method).__name__
+  return dataclasses.replace(
+      result,
+      description=(
+          f'run          {backbone.name}, {what}, {batch_size} rows of {lengths["inputs"]} + '
+          f'{run.prompt_length} input and {lengths["targets"]} target tokens'
+      ),
+      advice=advice,
+  )
+
+
+def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
+  if target.count % partitions:
+    valid = [n for n in range(1, target.count + 1) if target.count % n == 0]
+    raise ValueError(
+        f'NUM_PARTITIONS={partitions} does not divide the {target.count} devices of '
+        f'{target.name}. It may be {", ".join(map(str, valid))}.'
+    )
+  data = target.count // partitions
+  if rows % data:
+    raise ValueError(
+        f'BATCH_SIZE={rows} does not divide among the {data} copies of the model on '
+        f'{target.name}. Use a multiple of {data}, or a larger NUM_PARTITIONS.'
+    )
+  check_microbatches(microbatches, rows // data, 'the {} rows of a device')
+
+
+def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
+  """Settings that need less memory, those that cost the least speed first."""
+  replace = dataclasses.replace
+  start = setting if target.flops is None else replace(setting, dtype='bfloat16')
+  if start != setting:
+    yield start
+  remats = ['none', 'dots_with_no_batch_dims', 'full']
+  partitions = setting.num_partitions
+  while partitions <= target.count:
+    of_size = replace(start, num_partitions=partitions)
+    for dims in {setting.parameter_partitioning_dims, 2 if partitions < target.count else 1}:
+      split = replace(of_size, parameter_partitioning_dims=dims)
+      for remat in remats[remats.index(setting.remat) if setting.remat in remats else 0 :]:
+        yield replace(split, remat=remat)
+      parts = 2 * setting.microbatches
+      of_device = rows * partitions // target.count
+      while of_device % parts == 0:
+        yield replace(split, remat='full', microbatches=parts)
+        parts *= 2
+    partitions *= 2
+    while partitions <= target.count and target.count % partitions:
+      partitions += 1
+
+
+class _Run:
+  """A run as a device sees it, for any setting."""
+
+  def __init__(
+      self,
+      module: T5,
+      method: Method | None,
+      labelling: Any,
+      batch_size: int,
+      lengths: Mapping[str, int],
+  ):
+    self._module = module
+    # Initialisers may read the embeddings of a model that is not here.
+    self._method = method and method_lib.without_initializers(method)
+    self._labelling = labelling
+    self._batch_size = batch_size
+    self._lengths = lengths
+    self.prompt_length = 0 if method is None else method.num_virtual_tokens
+    self._in_decoder = 0 if method is None else method.num_decoder_virtual_tokens
+
+  def plan(self, target: Target, setting: Setting) -> Plan:
+    """Costs of a step on the target."""
+    data = target.count // setting.num_partitions
+    whole = self._module.clone(dtype=jnp.dtype(setting.dtype), remat=setting.remat)
+    shapes = self._shapes(whole, whole.dtype)
+    trained, frozen = trainable_lib.split(shapes, self._labelling)
+    mesh = AbstractMesh((data, setting.num_partitions), partitioning.MESH_AXES)
+    axes = {'backbone': whole.logical_axes()}
+    part = _Parts(mesh, setting.rules, axes)
+
+    local = whole.clone(config=_config_of_device(whole.config, setting.num_partitions))
+    local_trained, local_frozen = trainable_lib.split(
+        self._shapes(local, whole.dtype), self._labelling
+    )
+    tx = trainable_lib.make_optimizer(self._labelling, local_trained)
+    in_float32 = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), local_trained
+    )
+    state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), in_float32)
+    rows = self._batch_size // data
+    step = make_train_step(
+        self._method, local, tx, microbatches=setting.microbatches
+    )
+    counted = costs.count(step, state, local_frozen, self._batch(rows))
+    # Of a trained model the state is split as its weights are.
+    of_state = _bytes(state) * part.bytes(trained) / max(_bytes(trained), 1)
+    of_state *= _bytes(trained) / max(_bytes(local_trained), 1)
+    gathered = 0
+    if setting.parameter_partitioning_dims == 2:
+      gathered = 2 * _bytes(local_frozen) // self._num_layers
+    return Plan(
+        target=target,
+        setting=setting,
+        trained=trainable_lib.count(trained),
+        frozen=trainable_lib.count(frozen),
+        weights=part.bytes(frozen),
+        state=int(of_state),
+        activations=counted.peak_bytes + gathered,
+        flops=counted.flops * target.count,
+        transfers=self._transfers(setting, data, rows, local_frozen, local_trained),
+    )
+
+  @property
+  def _num_layers(self) -> int:
+    config = self._module.config
+    return config.num_encoder_layers + config.num_decoder_layers
+
+  def _shapes(self, module: T5, dtype: Any) -> PyTree:
+    weights = jax.eval_shape(module.init_params, jax.random.key(0))
+    shapes = {'backbone': jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), weights)}
+    if self._method is not None:
+      shapes['prompt'], _ = method_lib.shapes(self._method, module.spec)
+    return shapes
+
+  def _batch(self, rows: int) -> Batch:
+    def tokens(length: int) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+    targets_BT = tokens(self._lengths['targets'] + self._in_decoder)
+    return Batch(
+        tokens(self._lengths['inputs'] + self.prompt_length), targets_BT, targets_BT, targets_BT
+    )
+
+  def _transfers(
+      self, setting: Setting, data: int, rows: int, frozen: PyTree, trained: PyTree
+  ) -> dict[str, int]:
+    """Bytes that a device sends in a step, in rings."""
+    config, width = self._module.config, jnp.dtype(setting.dtype).itemsize
+    model = setting.num_partitions
+    inputs = rows * (self._lengths['inputs'] + self.prompt_length) * config.d_model * width
+    outputs = rows * (self._lengths['targets'] + self._in_decoder) * config.d_model * width
+    # An all-reduce sends everything but a device's own part twice, a gathering once.
+    reduced, gathered_part = 2 * (model - 1) / model, (data - 1) / data
+    passes = 2 + (setting.remat == 'full')
+    # Behind attention and MLP, and in the backward pass before them; cross-attention reads
+    # the encoder's output in every layer.
+    sums = inputs * (2 * config.num_encoder_layers + config.num_decoder_layers / passes)
+    sums += outputs * 3 * config.num_decoder_layers
+    weights = 0
+    if setting.parameter_partitioning_dims == 2:
+      weights = int(gathered_part * passes * setting.microbatches * _bytes(frozen))
+    return {
+        'sums of the model axis': int(reduced * passes * sums),
+        'weights': weights,
+        'gradients': int(2 * gathered_part * 4 * trainable_lib.count(trained)),
+    }
+
+
+class _Parts:
+  """What of a tree of weights lies on each device."""
+
+  def __init__(self, mesh: AbstractMesh, rules: partitioning.Rules, axes: PyTree):
+    self._mesh = mesh
+    self._rules = rules
+    self._axes = {
+        jax.tree_util.keystr(path): tuple(spec)
+        for path, spec in jax.tree_util.tree_flatten_with_path(
+            axes, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
+        )[0]
+    }
+
+  def bytes(self, tree: PyTree) -> int:
+    """Bytes of the tree on a device; what has no axes, a prompt, is everywhere."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+      shape = leaf.shape
+      if axes := self._axes.get(jax.tree_util.keystr(path)):
+        place = partitioning.sharding(self._mesh, axes, shape, self._rules)
+        shape = place.shard_shape(shape)
+      total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def _config_of_device(config: Any, partitions: int) -> Any:
+  """The sizes that a device computes with: its share of the heads, units and vocabulary."""
+
+  def part(size: int) -> int:
+    return size // partitions if size % partitions == 0 else size
+
+  return dataclasses.replace(
+      config,
+      num_heads=part(config.num_heads),
+      d_ff=part(config.d_ff),
+      vocab_size=part(config.vocab_size),
+  )
+
+
+def _bytes(tree: PyTree) -> int:
+  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shown(size: float) -> str:
+  for unit, name in ((2**30, 'GiB'), (2**20, 'MiB'), (2**10, 'KiB')):
+    if size >= unit:
+      return f'{size / unit:.3g} {name}'
+  return f'{size:.0f} bytes'

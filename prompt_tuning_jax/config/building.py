@@ -10,6 +10,8 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax.numpy as jnp
+
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import load
@@ -50,6 +52,7 @@ def load_backbone(
     ValueError: if the model at `where` has other sizes than `config`; else as
       `checkpoints.load.load_backbone`.
   """
+  module = T5(config, dtype=jnp.dtype(dtype), remat=remat) if config is not None else None
   if _dry_run and load.is_elsewhere(where):
     where = load.fetched(where) or where
   if _dry_run and load.is_elsewhere(where):
@@ -59,7 +62,7 @@ def load_backbone(
           'sizes are not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it '
           'first.'
       )
-    return _absent(os.fspath(where), config, vocabulary)
+    return _absent(os.fspath(where), module, vocabulary)
   try:
     backbone = load.load_backbone(
         where, dtype=dtype, max_distance=max_distance, vocabulary=vocabulary, remat=remat
@@ -67,7 +70,7 @@ def load_backbone(
   except (FileNotFoundError, ValueError):
     if not _dry_run or config is None or os.path.exists(where):
       raise
-    return _absent(os.fspath(where), config, vocabulary)
+    return _absent(os.fspath(where), module, vocabulary)
   if config is not None and backbone.spec != T5(config).spec:
     raise ValueError(
         f'{where} holds a model of other sizes ({backbone.spec}) than MODEL_CONFIG says '
@@ -77,7 +80,7 @@ def load_backbone(
   return backbone
 
 
-def _absent(where: str, config: T5Config, vocabulary: Vocabulary | str | None) -> Backbone:
+def _absent(where: str, module: T5, vocabulary: Vocabulary | str | None) -> Backbone:
   def load_params():
     raise FileNotFoundError(f'{where} is not on this machine.')
 
@@ -85,7 +88,7 @@ def _absent(where: str, config: T5Config, vocabulary: Vocabulary | str | None) -
     vocabulary = open_vocabulary(vocabulary)
   name = '/'.join(where.rstrip('/').split('/')[-2:])
   source = f'{where} (not on this machine)'
-  return Backbone(name, T5(config), vocabulary, load_params, source=source)
+  return Backbone(name, module, vocabulary, load_params, source=source)
 
 
 def vocabulary_of(backbone: Backbone) -> Vocabulary:

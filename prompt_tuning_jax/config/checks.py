@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from prompt_tuning_jax import targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.config import errors
@@ -273,6 +274,11 @@ def _check_tasks(
     as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
 
 
+def _check_plan(*, target: str, **others: Any) -> None:
+  del others
+  targets.parse(target)
+
+
 _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'train': _check_train,
     'evaluate': _check_evaluate,
@@ -283,6 +289,7 @@ _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'pretrain': _check_pretrain,
     'adapt': _check_pretrain,
     'tasks': _check_tasks,
+    'plan': _check_plan,
 }
 
 

@@ -192,6 +192,9 @@ MACROS: Mapping[str, Macro] = {
     'DTYPE': Macro("type of the computation: 'float32' or 'bfloat16'", "'float32'", _TEXT),
     'BACKBONE': Macro('the pretrained model', '@backbone/gin.singleton()', _OBJECT),
     'MODEL_CONFIG': Macro('sizes of the model', '@T5Config()', _OBJECT, True),
+    'PLAN_TARGET': Macro(
+        "devices to plan for: '8xH100-80GB', 'v5e-8', 'here'", "'8xH100-80GB'", _TEXT
+    ),
     'BATCH_SIZE': Macro('examples in a batch', '32', _COUNT),
     'EVAL_BATCH_SIZE': Macro('examples in a batch of an evaluation', '64', _COUNT, True),
     'MICROBATCHES': Macro('parts of a batch, one after the other, to save memory', '1', _COUNT),

@@ -59,6 +59,7 @@ _COMMANDS: Mapping[str, str] = {
     'train': 'training.train:train',
     'pretrain': 'training.pretrain:pretrain',
     'adapt': 'training.pretrain:pretrain',
+    'plan': 'plan:plan',
     'evaluate': 'commands:evaluate',
     'infer': 'commands:infer',
     'export': 'export:export',

@@ -70,7 +70,7 @@ class VirtualTokens(Method):
 
 def shapes(method: Method, spec: BackboneSpec) -> tuple[PyTree, Injection]:
   """Shapes of a method's parameters and of its Injection; no weights are read."""
-  without_weights = _without_initializers(method)
+  without_weights = without_initializers(method)
 
   def init_and_apply(key):
     params = without_weights.init(key, spec)['params']
@@ -79,7 +79,7 @@ def shapes(method: Method, spec: BackboneSpec) -> tuple[PyTree, Injection]:
   return jax.eval_shape(init_and_apply, jax.random.key(0))
 
 
-def _without_initializers(method: Method) -> Method:
+def without_initializers(method: Method) -> Method:
   """The method without initialisers, which may read embeddings and change no shape."""
 
   def zeros(key, shape, dtype=jnp.float32, **_):
@@ -92,9 +92,9 @@ def _without_initializers(method: Method) -> Method:
     if field.name.endswith('_init') and value is not None:
       changes[field.name] = zeros
     elif isinstance(value, Method) and field.name != 'parent':
-      changes[field.name] = _without_initializers(value)
+      changes[field.name] = without_initializers(value)
     elif isinstance(value, (list, tuple)) and any(isinstance(x, Method) for x in value):
-      changes[field.name] = [_without_initializers(x) for x in value]
+      changes[field.name] = [without_initializers(x) for x in value]
   return method.clone(**changes)
 
 

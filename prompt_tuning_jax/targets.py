@@ -1,0 +1,95 @@
+"""The devices that a run may be planned for: their number, memory and speed, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+
+import jax
+
+_GIB = 2**30
+
+# Name → GiB of memory, and dense bfloat16 TFLOP/s, by the makers' data sheets.
+_GPUS = {
+    'T4-16GB': (16, 65),  # float16: it has no bfloat16 units.
+    'L4-24GB': (24, 121),
+    'A10-24GB': (24, 125),
+    'RTX4090-24GB': (24, 165),
+    'V100-16GB': (16, 125),  # float16 likewise.
+    'V100-32GB': (32, 125),
+    'A100-40GB': (40, 312),
+    'A100-80GB': (80, 312),
+    'H100-80GB': (80, 989),
+    'H200-141GB': (141, 989),
+    'B200-180GB': (180, 2250),
+}
+# A chip; v2 and v3 have two devices a chip, of half of it each.
+_TPUS = {
+    'v2': (8, 22.5),
+    'v3': (16, 61.5),
+    'v4': (32, 275),
+    'v5e': (16, 197),
+    'v5p': (95, 459),
+    'v6e': (32, 918),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """Devices of one kind.
+
+  Attributes:
+    name: as it was asked for.
+    count: how many there are.
+    memory: bytes of each.
+    flops: FLOP/s of each in bfloat16, by its data sheet; None where it is not known.
+  """
+
+  name: str
+  count: int
+  memory: int
+  flops: float | None
+
+
+def parse(name: str) -> Target:
+  """'8xH100-80GB', 'v5e-8', or 'here' for the devices of this machine.
+
+  Raises:
+    ValueError: if there is no such device; names those there are.
+  """
+  if name == 'here':
+    return _here()
+  count, _, device = name.rpartition('x') if re.match(r'\d+x', name) else ('1', '', name)
+  wanted = device.lower()
+  for known, (memory, tflops) in _GPUS.items():
+    if wanted in (known.lower(), known.lower().partition('-')[0]) and _is_the_only(wanted):
+      return Target(name, int(count), memory * _GIB, tflops * 1e12)
+  tpu = re.fullmatch(r'(v\d\w?)-(\d+)', wanted)
+  if tpu and tpu[1] in _TPUS:
+    memory, tflops = _TPUS[tpu[1]]
+    # The number after v4 and v5p counts cores, of which a device has two.
+    number = int(tpu[2]) // (2 if tpu[1] in ('v4', 'v5p') else 1)
+    return Target(name, max(number, 1) * int(count), memory * _GIB, tflops * 1e12)
+  known = [*_GPUS, *(f'{kind}-8' for kind in _TPUS), 'here']
+  near = difflib.get_close_matches(device, known, n=1, cutoff=0.4)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  raise ValueError(
+      f'PLAN_TARGET {name!r}: there is no device {device!r}.{hint} There are '
+      f'{", ".join(known)}; several as 8xH100-80GB, TPUs with their number behind.'
+  )
+
+
+def _is_the_only(wanted: str) -> bool:
+  """Whether a name without its memory is that of one device."""
+  return '-' in wanted or sum(known.lower().startswith(f'{wanted}-') for known in _GPUS) == 1
+
+
+def _here() -> Target:
+  devices = jax.devices()
+  stats = devices[0].memory_stats() or {}
+  memory = stats.get('bytes_limit')
+  if memory is None:
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // len(devices)
+  return Target(f'here: {len(devices)} × {devices[0].device_kind}', len(devices), memory, None)

@@ -1,0 +1,111 @@
+"""What `plan` says of a run: counted parameters and bytes, and advice that keeps its word."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from prompt_tuning_jax import cli, plan, targets
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.backbones.t5 import T5, T5Config
+from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+
+_GIB = 2**30
+XXL = T5Config(32128, 4096, 64, 64, 10240, 24, 24)
+BASE = T5Config(32128, 768, 12, 64, 2048, 12, 12)
+LENGTHS = {'inputs': 512, 'targets': 32}
+
+
+def backbone(config, remat='none', dtype=jnp.bfloat16):
+  return Backbone('t5', T5(config, dtype=dtype, remat=remat), None, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ('name', 'count', 'gib'),
+    [
+        ('8xH100-80GB', 8, 80), ('h100', 1, 80), ('2xA100-40GB', 2, 40), ('v5e-8', 8, 16),
+        ('v4-8', 4, 32), ('4xv5e-8', 32, 16),
+    ],
+)  # fmt: skip
+def test_targets_by_name(name, count, gib):
+  target = targets.parse(name)
+  assert (target.count, target.memory) == (count, gib * _GIB)
+
+
+def test_an_unknown_target_is_answered_with_the_nearest():
+  with pytest.raises(ValueError, match="no device 'H10-80GB'. Did you mean 'H100-80GB'"):
+    targets.parse('8xH10-80GB')
+  with pytest.raises(ValueError, match="no device 'A100'"):  # There are two of that name.
+    targets.parse('A100')
+  here = targets.parse('here')
+  assert here.count == len(jax.devices()) and here.memory > _GIB
+
+
+@pytest.mark.slow
+def test_xxl_on_eight_chips_is_what_the_tpu_compiler_says():
+  found = plan.plan(
+      backbone=backbone(XXL, 'full'), target='v5e-8', method=SoftPrompt(100),
+      feature_lengths=LENGTHS, num_partitions=8,
+  )  # fmt: skip
+  assert found.trained == 100 * 4096
+  assert found.frozen == 11_135_332_352
+  # 2.6 GiB of weights and about 6 GiB of temporaries a chip.
+  assert found.weights == pytest.approx(2.6 * _GIB, rel=0.02)
+  assert found.activations == pytest.approx(5.9 * _GIB, rel=0.25)
+  assert found.fits
+
+
+def test_parts_of_the_model_and_of_the_batch_are_a_device_s():
+  def of(**settings):
+    return plan.plan(
+        backbone=backbone(BASE), method=SoftPrompt(20), feature_lengths=LENGTHS, **settings
+    )
+
+  one = of(target='H100')
+  data = of(target='8xH100')
+  tensor = of(target='4xH100', num_partitions=4)
+  fully = of(target='8xH100', parameter_partitioning_dims=2)
+  assert one.transfers == {'sums of the model axis': 0, 'weights': 0, 'gradients': 0}
+  assert data.weights == one.weights and fully.weights < 0.13 * one.weights
+  assert data.activations == pytest.approx(one.activations / 8, rel=0.05)
+  assert data.transfers['gradients'] == int(2 * 7 / 8 * 4 * 20 * 768)
+  # Norms and relative positions are on all four.
+  assert one.weights / 4 < tensor.weights < 1.01 * one.weights / 4
+  assert tensor.activations < 0.45 * one.activations
+  for other in (data, tensor, fully):
+    assert other.flops == pytest.approx(one.flops, rel=0.02)
+  assert one.flops > 2 * 32 * 532 * 12 * 4 * 768 * 768
+
+
+def test_advice_makes_the_run_fit():
+  wide = dict(backbone=backbone(BASE), method=SoftPrompt(100), batch_size=64)
+  found = plan.plan(target='T4', feature_lengths=LENGTHS, **wide)
+  assert not found.fits and found.advice == '--gin.REMAT=dots_with_no_batch_dims'
+  assert 'does not fit; would with --gin.REMAT=dots_with_no_batch_dims' in repr(found)
+  wide['backbone'] = backbone(BASE, 'dots_with_no_batch_dims')
+  assert plan.plan(target='T4', feature_lengths=LENGTHS, **wide).fits
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'num_partitions': 3}, 'NUM_PARTITIONS=3 does not divide the 8 .* may be 1, 2, 4, 8'),
+        ({'batch_size': 12}, 'BATCH_SIZE=12 .* 8 copies .* multiple of 8'),
+        ({'microbatches': 3}, 'MICROBATCHES=3 does not divide the 4 rows of a device'),
+    ],
+)
+def test_what_does_not_divide_is_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    plan.plan(backbone=backbone(BASE), target='8xH100', method=SoftPrompt(5), **settings)
+
+
+@pytest.mark.usefixtures('elsewhere')
+def test_the_command_plans_for_a_model_that_is_not_here(capsys):
+  command = ['plan', '--gin_file=super_glue_cb_t5_1_1_lm100k_base']
+  assert cli.main([*command, '--gin.PLAN_TARGET=A100-80GB']) == 0
+  printed = capsys.readouterr().out
+  assert re.search(r'trains +76,800 of 247,\d{3},\d{3} numbers', printed)
+  assert 'fits' in printed
+  assert cli.main([*command, '--gin.PLAN_TARGET=X100']) == 2
+  assert "PLAN_TARGET 'X100': there is no device" in capsys.readouterr().err
