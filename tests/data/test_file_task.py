@@ -259,7 +259,8 @@ def test_bad_lines_are_an_error_that_numbers_counts_and_shows_the_first_five(
         (b'{"text": "x", "label": [1]}', "'label' is a list, not a text or a number"),
         (b'{"text": "x", "label": null}', "'label' is null"),
         (b'{"text": "x"}', "no field 'label'"),
-        (b'{"text": "\\ud83d", "label": 1}', "'text' holds half of a surrogate pair, which is no text"),
+        (b'{"text": "\\ud83d", "label": 1}',
+         "'text' holds half of a surrogate pair, which is no text"),
         (b'NaN', 'not a JSON object'),
     ],
 )
