@@ -77,6 +77,19 @@ def remove_html(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   return {**example, 'inputs': tf.strings.regex_replace(inputs, '</?b>', '')}
 
 
+def in_order_of_idx(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Examples in the order of their `idx`, that of the official file; TFDS has another.
+
+  All of them are in memory at once: for sets of up to 100,000.
+  """
+  by_idx = dataset.batch(100_000).map(
+      lambda batch: tf.nest.map_structure(
+          lambda column: tf.gather(column, tf.argsort(batch['idx'], stable=True)), batch
+      )
+  )
+  return by_idx.unbatch()
+
+
 @seqio.map_over_dataset
 def similarity_to_text(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   """STS-B: two sentences → their similarity, to the nearest fifth, as a text."""

@@ -109,6 +109,8 @@ _add(
     _ENTAILMENT,
     files={'test': 'AX-g.jsonl'},
     task_word='rte',
+    # Its pairs stand one after the other in the file, and nowhere else.
+    after_text=[preprocessors.in_order_of_idx],
     metric_fns=[metrics.gender_parity, metrics.accuracy],
 )
 

@@ -95,7 +95,7 @@ def load_task(
   if os.path.exists(path):
     try:
       task = TokenizedTask.read(path, vocabulary, task_module=task_module)
-      _check_current(path, task.manifest)
+      _check_current(path, task.manifest, tfds_data_dir)
       return task
     except CacheError as error:
       if not seqio_is_installed():
@@ -280,9 +280,11 @@ class _OutOfDateError(CacheError):
   """The file is whole, but what it was made from has changed."""
 
 
-def _check_current(path: str, manifest: dict[str, Any]) -> None:
+def _check_current(
+    path: str, manifest: dict[str, Any], tfds_data_dir: str | None = None
+) -> None:
   change = provenance.code_change(manifest['code']) or provenance.source_change(
-      manifest['source']
+      manifest['source'], tfds_data_dir
   )
   if change:
     raise _OutOfDateError(f'{path} is out of date: {change}.')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,13 @@ def _as_text(value: Any, name: str) -> str:
     raise ValueError(f'{name!r} is null')
   if not isinstance(value, (str, bool, int, float)):
     raise ValueError(f'{name!r} is a {type(value).__name__}, not a text or a number')
-  return scalar(value)
+  text = scalar(value)
+  # JSON can write half of a character (\ud83d alone), which no UTF-8 holds.
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise ValueError(f'{name!r} holds half of a surrogate pair, which is no text') from None
+  return text
 
 
 def scalar(value: Any) -> str:
@@ -64,11 +71,13 @@ def field_texts(row: Mapping[str, Any], name: str) -> list[str]:
 
 
 def check_number(text: str) -> None:
-  """Raises ValueError unless the text spells a number."""
+  """Raises ValueError unless the text spells a number, and a finite one."""
   try:
-    float(text)
+    is_number = math.isfinite(float(text))
   except ValueError:
-    raise ValueError(f'the target {text!r} is no number') from None
+    is_number = False
+  if not is_number:
+    raise ValueError(f'the target {text!r} is no number')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import prompt_tuning_jax
@@ -79,8 +79,28 @@ def describe_tfds(
   return {'description': name, 'files': files, 'absent_local': list(local_names)}
 
 
-def source_change(source: dict[str, Any]) -> str | None:
-  """Says how the source differs from its description; None if it does not."""
+def describe_local(
+    tfds_name: str | None, files: Mapping[str, str], alternatives: Iterable[Sequence[str]]
+) -> dict[str, Any]:
+  """Describes files that were found through $PTJ_LOCAL_DATA.
+
+  Args:
+    tfds_name: the TFDS dataset that would be read without them, if there is one.
+    files: name below $PTJ_LOCAL_DATA → path.
+    alternatives: as `describe_files` takes them.
+  """
+  described = describe_files(files.values(), local_names=files, alternatives=alternatives)
+  return described | {'instead_of': tfds_name}
+
+
+def source_change(source: dict[str, Any], tfds_data_dir: str | None = None) -> str | None:
+  """Says how the source differs from its description; None if it does not.
+
+  Args:
+    source: the description.
+    tfds_data_dir: the folder of TFDS that is named now, if one is. What it does not hold
+      cannot differ.
+  """
   local_data = os.environ.get(LOCAL_DATA_VARIABLE)
   if local_data:
     for name in source.get('absent_local', ()):
@@ -89,6 +109,8 @@ def source_change(source: dict[str, Any]) -> str | None:
             f'it was made from {source["description"]}, but '
             f'{LOCAL_DATA_VARIABLE}={local_data} has {name} now'
         )
+  if tfds_data_dir and (change := _tfds_change(source, os.path.expanduser(tfds_data_dir))):
+    return change
   for file in source['files']:
     path = file['path']
     if local_data and file['local_name']:
@@ -103,12 +125,45 @@ def source_change(source: dict[str, Any]) -> str | None:
         )
     if not os.path.isfile(path):
       continue
-    status = os.stat(path)
-    if status.st_size != file['size']:
-      return f'{path} has {status.st_size:,} bytes, was {file["size"]:,}'
-    # A copy of the same data has another time; only the content counts then.
-    if status.st_mtime_ns != file['mtime_ns'] and _file_sha256(path) != file['sha256']:
-      return f'{path} was changed'
+    if change := _file_change(path, file):
+      return change
+  return None
+
+
+def _tfds_change(source: dict[str, Any], tfds_data_dir: str) -> str | None:
+  """Says how the data set in a folder of TFDS differs from what was read.
+
+  That was the one of another folder, or local files that are no longer named.
+  """
+  instead_of = source.get('instead_of')
+  name = instead_of or ('absent_local' in source and source['description'])
+  folder = name and os.path.join(tfds_data_dir, name.replace(':', '/'))
+  if not folder or not os.path.isdir(folder):
+    return None
+  if instead_of:
+    local_data = os.environ.get(LOCAL_DATA_VARIABLE, '')
+    if all(
+        any(os.path.isfile(os.path.join(local_data, other)) for other in file['alternatives'])
+        for file in source['files']
+    ):
+      return None
+    return f'it was made from {source["description"]}, but {folder} is read now'
+  for file in source['files']:
+    path = os.path.join(folder, os.path.basename(file['path']))
+    if not os.path.isfile(path):
+      return f'it was made from {file["path"]}, which {folder} does not have'
+    if change := _file_change(path, file):
+      return change
+  return None
+
+
+def _file_change(path: str, described: Mapping[str, Any]) -> str | None:
+  status = os.stat(path)
+  if status.st_size != described['size']:
+    return f'{path} has {status.st_size:,} bytes, was {described["size"]:,}'
+  # A copy of the same data has another time; only the content counts then.
+  if status.st_mtime_ns != described['mtime_ns'] and _file_sha256(path) != described['sha256']:
+    return f'{path} was changed'
   return None
 
 

@@ -291,9 +291,8 @@ def _describe_source(seqio: Any, source: Any, split: str) -> dict[str, Any]:
   if hasattr(source, 'local_files'):
     files = source.local_files(split)
     if files:
-      return provenance.describe_files(
-          files.values(), local_names=files, alternatives=source.alternatives(split)
-      )
+      tfds_name = getattr(source, 'tfds_name', None)
+      return provenance.describe_local(tfds_name, files, source.alternatives(split))
     names = source.local_names(split)
     return provenance.describe_tfds(source.tfds_name, names, _shards(source, split))
   if isinstance(source, seqio.TfdsDataSource):

@@ -46,14 +46,21 @@ def write_leaderboard(results: Iterable[EvalResult], folder: str | os.PathLike[s
     The paths of the files.
 
   Raises:
-    ValueError: if a prediction lacks its number, or two of one number differ in what the
-      file has a single line for.
+    ValueError: if a prediction lacks its number, two of one number differ in what the file
+      has a single line for, or two results belong in one file. Nothing is written of that
+      file.
   """
-  paths = []
+  of_task: dict[str, EvalResult] = {}
   for result in results:
-    task = task_of(result.task)
-    if task is None:
+    if (task := task_of(result.task)) is None:
       continue
+    if (other := of_task.setdefault(task, result)) is not result:
+      raise ValueError(
+          f'{_FILES[task][0]}.jsonl is to hold {other.task}, split {other.split!r}, and '
+          f'{result.task}, split {result.split!r}. Write each to a folder of its own.'
+      )
+  paths = []
+  for task, result in of_task.items():
     name, labels = _FILES[task]
     invalid = sum(_value(p) not in range(len(labels)) for p in result.predictions)
     if labels and invalid:
@@ -62,10 +69,11 @@ def write_leaderboard(results: Iterable[EvalResult], folder: str | os.PathLike[s
           f'its classes; {name}.jsonl holds {labels[0]!r} instead.',
           stacklevel=2,
       )
+    make = {'multirc': _multirc_lines, 'record': _record_lines}.get(task, _lines)
+    lines = make(result, labels)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f'{name}.jsonl')
-    make = {'multirc': _multirc_lines, 'record': _record_lines}.get(task, _lines)
-    write_jsonl(path, make(result, labels))
+    write_jsonl(path, lines)
     paths.append(path)
   return paths
 
@@ -97,23 +105,26 @@ def _lines(result: EvalResult, labels: Sequence[Any]) -> list[dict[str, Any]]:
   for (number,), prediction in zip(_numbers(result, 'idx'), result.predictions, strict=True):
     label = _label(prediction, labels)
     if found.setdefault(number, label) != label:
-      raise ValueError(
-          f'{result.task}, split {result.split!r}, has two examples of the number {number} with '
-          'unlike answers, but a submission has one line for each number. Number the examples '
-          'of its file anew.'
-      )
+      raise _unlike(result, f'examples of the number {number} with unlike answers')
   return [{'idx': number, 'label': found[number]} for number in sorted(found)]
+
+
+def _unlike(result: EvalResult, what: str) -> ValueError:
+  return ValueError(
+      f'{result.task}, split {result.split!r}, has two {what}, but a submission has one line '
+      'for each number. Number the examples of its file anew.'
+  )
 
 
 def _record_lines(result: EvalResult, labels: Sequence[Any]) -> list[dict[str, Any]]:
   del labels
   # A question with several right answers is there several times, and counts once.
-  found: dict[int, str] = {}
-  for (query,), prediction in zip(
-      _numbers(result, 'idx/query'), result.predictions, strict=True
-  ):
-    found.setdefault(query, _value(prediction))
-  return [{'idx': query, 'label': found[query]} for query in sorted(found)]
+  found: dict[int, tuple[int, str]] = {}
+  numbers = _numbers(result, 'idx/passage', 'idx/query')
+  for (passage, query), prediction in zip(numbers, result.predictions, strict=True):
+    if found.setdefault(query, (passage, _value(prediction)))[0] != passage:
+      raise _unlike(result, f'questions of the number {query}, of different passages')
+  return [{'idx': query, 'label': found[query][1]} for query in sorted(found)]
 
 
 def _multirc_lines(result: EvalResult, labels: Sequence[Any]) -> list[dict[str, Any]]:
@@ -121,7 +132,10 @@ def _multirc_lines(result: EvalResult, labels: Sequence[Any]) -> list[dict[str, 
   numbers = _numbers(result, 'idx/paragraph', 'idx/question', 'idx/answer')
   for (passage, question, answer), prediction in zip(numbers, result.predictions, strict=True):
     answers = passages.setdefault(passage, {}).setdefault(question, {})
-    answers[answer] = _label(prediction, labels)
+    label = _label(prediction, labels)
+    if answers.setdefault(answer, label) != label:
+      number = f'{passage}/{question}/{answer}'
+      raise _unlike(result, f'examples of the number {number} with unlike answers')
   return [
       {
           'idx': passage,

@@ -14,6 +14,7 @@ import math
 import os
 import statistics
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,9 +67,7 @@ class Report:
             for task in self.results
         }
     ]
-    if self._super_glue_tasks >= set(super_glue.METRICS) and all(
-        results[0].metrics for results in self.results.values()
-    ):
+    if not self._without_score:
       return {SUPER_GLUE_SCORE: [super_glue.super_glue_score(row) for row in rows]}
     names = [*map(set, rows[0].values())]
     if len(names) < 2 or self._super_glue_tasks:
@@ -82,8 +81,27 @@ class Report:
     }
 
   @property
-  def _super_glue_tasks(self) -> set[str]:
-    return {super_glue.task_of(task) for task in self.results} - {None}
+  def _super_glue_tasks(self) -> dict[str, list[str]]:
+    """Task of SuperGLUE → the names under which it is there, of which it has one for each split."""
+    found: dict[str, list[str]] = {}
+    for name in self.results:
+      if (task := super_glue.task_of(name)) is not None:
+        found.setdefault(task, []).append(name)
+    return found
+
+  @property
+  def _without_score(self) -> list[str]:
+    """What keeps SuperGLUE's score from being made."""
+    found = self._super_glue_tasks
+    missing = [task for task in super_glue.METRICS if task not in found]
+    problems = [f'{", ".join(missing)} missing'] if missing else []
+    for task in super_glue.METRICS:
+      names = found.get(task, [])
+      if len(names) > 1:
+        problems.append(f'{task} is there as {" and as ".join(names)}')
+      elif names and not self.results[names[0]][0].metrics:
+        problems.append(f'{task} has no labels')
+    return problems
 
   @property
   def notes(self) -> list[str]:
@@ -91,9 +109,8 @@ class Report:
     notes = []
     if any(len(results) > 1 for results in self.results.values()):
       notes.append('± is the standard deviation of the sample, over prompts.')
-    missing = [task for task in super_glue.METRICS if task not in self._super_glue_tasks]
-    if len(self._super_glue_tasks) > 1 and missing:
-      notes.append(f'No SuperGLUE score: {", ".join(missing)} missing.')
+    if len(self._super_glue_tasks) > 1 and self._without_score:
+      notes.append(f'No SuperGLUE score: {"; ".join(self._without_score)}.')
     unlabelled = [task for task, results in self.results.items() if not results[0].metrics]
     if unlabelled:
       notes.append(f'Predicted, not scored, having no labels: {", ".join(unlabelled)}.')
@@ -136,6 +153,7 @@ class Report:
     """Writes `report.md`, `report.json` and, of SuperGLUE, the files of the leaderboard.
 
     Those lie in `super_glue/`, or of several prompts in `prompt_0/super_glue/` and so on.
+    Where a task has nothing that can be submitted, a warning says why.
     """
     os.makedirs(folder, exist_ok=True)
     text = '\n'.join([_table(self._rows()), *(f'\n{note}' for note in self.notes)])
@@ -152,7 +170,15 @@ class Report:
       of_prompt = [results[number] for results in self.results.values() if number < len(results)]
       # Nobody submits the examples that were trained on, and their numbers may repeat.
       submitted = [r for r in of_prompt if not r.split.startswith('train')]
-      write_leaderboard(submitted, os.path.join(prompt_folder(folder, number, count), 'super_glue'))
+      of_leaderboard = os.path.join(prompt_folder(folder, number, count), 'super_glue')
+      for task in super_glue.TASKS:
+        try:
+          write_leaderboard(
+              [r for r in submitted if super_glue.task_of(r.task) == task], of_leaderboard
+          )
+        except ValueError as error:
+          # The scores stand whether or not they can be submitted.
+          warnings.warn(f'There is no file of {task} for the leaderboard: {error}', stacklevel=2)
 
 
 def evaluate_prompts(

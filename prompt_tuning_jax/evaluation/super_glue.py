@@ -25,6 +25,8 @@ METRICS = {
 # Reported beside the score, not part of it.
 DIAGNOSTICS = ('axb', 'axg')
 
+TASKS = (*METRICS, *DIAGNOSTICS)
+
 # What evaluation writes of a task: `taskless_super_glue_cb_v102`, or `…/validation` behind it.
 _NAME = re.compile(r'(?:taskless_)?super_glue_([a-z]+)_v102(?:_simple_eval)?(?:/.*)?')
 
@@ -32,7 +34,7 @@ _NAME = re.compile(r'(?:taskless_)?super_glue_([a-z]+)_v102(?:_simple_eval)?(?:/
 def task_of(name: str) -> str | None:
   """'cb' of 'taskless_super_glue_cb_v102' and the like; None of tasks of others."""
   match = _NAME.fullmatch(name)
-  return match.group(1) if match and match.group(1) in (*METRICS, *DIAGNOSTICS) else None
+  return match.group(1) if match and match.group(1) in TASKS else None
 
 
 def super_glue_score(metrics: Mapping[str, Mapping[str, float]]) -> float:

@@ -391,6 +391,59 @@ def test_official_files_that_turn_up_later_replace_what_came_from_tfds(
     load_task('kinds', 'dev', vocabulary)
 
 
+def kinds_of_tfds(folder, text):
+  """The one file of a data set in a folder of TFDS."""
+  path = folder / 'kinds' / '1.0.0' / 'kinds-dev.tfrecord-00000-of-00001'
+  path.parent.mkdir(parents=True)
+  path.write_text(text)
+  return str(path)
+
+
+def test_a_folder_of_tfds_with_other_data_is_not_answered_from_the_cache(
+    vocabulary, without_seqio, tmp_path
+):
+  read = kinds_of_tfds(tmp_path / 'read', 'rows')
+  task = TokenizedTask.from_examples(
+      EXAMPLES, vocabulary, name='kinds', split='dev',
+      source=provenance.describe_tfds('kinds:1.0.0', ['kinds/dev.jsonl'], [read]),
+  )  # fmt: skip
+  put_in_cache(task, vocabulary)
+  kinds_of_tfds(tmp_path / 'equal', 'rows')
+  (tmp_path / 'without_it').mkdir()
+  for name in ('read', 'equal', 'without_it'):
+    assert len(load_task('kinds', 'dev', vocabulary, tfds_data_dir=str(tmp_path / name))) == 3
+  kinds_of_tfds(tmp_path / 'longer', 'more rows')
+  kinds_of_tfds(tmp_path / 'of_one_size', 'cows')
+  (tmp_path / 'without_split' / 'kinds' / '1.0.0').mkdir(parents=True)
+  for name, change in [
+      ('longer', 'has 9 bytes, was 4'),
+      ('of_one_size', 'was changed'),
+      ('without_split', 'does not have'),
+  ]:
+    with pytest.raises(CacheError, match=rf'out of date: .*{name}.* {change}'):
+      load_task('kinds', 'dev', vocabulary, tfds_data_dir=str(tmp_path / name))
+
+
+def test_a_folder_of_tfds_replaces_local_files_that_are_no_longer_named(
+    vocabulary, without_seqio, tmp_path, monkeypatch
+):
+  local = tmp_path / 'local' / 'kinds' / 'dev.jsonl'
+  local.parent.mkdir(parents=True)
+  local.write_text('{}')
+  names = ['kinds/dev.jsonl', 'kinds/dev.jsonl.gz']
+  task = TokenizedTask.from_examples(
+      EXAMPLES, vocabulary, name='kinds', split='dev',
+      source=provenance.describe_local('kinds:1.0.0', {names[0]: str(local)}, [names]),
+  )  # fmt: skip
+  put_in_cache(task, vocabulary)
+  assert len(load_task('kinds', 'dev', vocabulary, tfds_data_dir=str(tmp_path))) == 3
+  kinds_of_tfds(tmp_path, 'rows')
+  with pytest.raises(CacheError, match=r'made from .*dev\.jsonl, but .*kinds/1\.0\.0 is read now'):
+    load_task('kinds', 'dev', vocabulary, tfds_data_dir=str(tmp_path))
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path / 'local'))
+  assert len(load_task('kinds', 'dev', vocabulary, tfds_data_dir=str(tmp_path))) == 3
+
+
 def test_splits_that_are_slices_have_files_of_their_own(vocabulary):
   paths = {cache_path('t', split, vocabulary) for split in ('train', 'train[:9%]', 'a/b')}
   assert len(paths) == 3

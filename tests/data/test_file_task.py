@@ -206,6 +206,11 @@ def test_numbers_are_compared_as_numbers(tmp_path, vocabulary):
   with pytest.raises(ValueError, match="line 3: the target 'much' is no number"):
     rows = [('a', '1.0'), ('b', 'much')]
     load_task(make(tmp_path, table(rows), **settings), 'train', vocabulary)
+  # Of these no correlation is a number.
+  for text in ('nan', '-inf'):
+    with pytest.raises(ValueError, match=f"line 3: the target '{text}' is no number"):
+      rows = [('a', '1.0'), ('b', text)]
+      load_task(make(tmp_path, table(rows), **settings), 'train', vocabulary)
 
 
 # Bad lines.
@@ -254,6 +259,8 @@ def test_bad_lines_are_an_error_that_numbers_counts_and_shows_the_first_five(
         (b'{"text": "x", "label": [1]}', "'label' is a list, not a text or a number"),
         (b'{"text": "x", "label": null}', "'label' is null"),
         (b'{"text": "x"}', "no field 'label'"),
+        (b'{"text": "\\ud83d", "label": 1}',
+         "'text' holds half of a surrogate pair, which is no text"),
         (b'NaN', 'not a JSON object'),
     ],
 )

@@ -84,4 +84,20 @@ def test_what_a_file_cannot_say_is_refused(tmp_path):
   twice = result('super_glue_wic_v102', [0, 0, 1], idx=[4, 4, 4])
   with pytest.raises(ValueError, match='two examples of the number 4 with unlike answers'):
     write_leaderboard([twice], tmp_path)
+  answers = result(
+      'super_glue_multirc_v102', [{'value': 0}, {'value': 1}],
+      idx_paragraph=[4, 4], idx_question=[9, 9], idx_answer=[21, 21],
+  )  # fmt: skip
+  with pytest.raises(ValueError, match='two examples of the number 4/9/21 with unlike answers'):
+    write_leaderboard([answers], tmp_path)
+  questions = result(
+      'super_glue_record_v102', [{'value': 'Rome'}, {'value': 'Rome'}],
+      idx_passage=[1, 2], idx_query=[8, 8],
+  )  # fmt: skip
+  with pytest.raises(ValueError, match='two questions of the number 8, of different passages'):
+    write_leaderboard([questions], tmp_path)
+  one = result('super_glue_rte_v102', [0], idx=[4])
+  other = result('taskless_super_glue_rte_v102', [1], idx=[4])
+  with pytest.raises(ValueError, match="RTE.jsonl is to hold super_glue_rte_v102, split 'test', "):
+    write_leaderboard([one, other], tmp_path)
   assert not list(tmp_path.iterdir())

@@ -83,6 +83,31 @@ def test_a_part_of_super_glue_has_no_score_and_says_what_is_missing():
   assert 'No SuperGLUE score: record, rte missing.' in repr(report)
 
 
+def test_a_test_set_of_the_diagnostics_does_not_cost_the_score():
+  found = super_glue(seeds=1)
+  found['super_glue_axg_v102'] = results('super_glue_axg_v102', {}, split='test')
+  report = Report(found)
+  by_hand = super_glue_score(
+      {task: of_task[0].metrics for task, of_task in found.items() if of_task[0].metrics}
+  )
+  assert report.averages == {SUPER_GLUE_SCORE: [by_hand]}
+
+
+def test_a_task_that_is_there_twice_has_its_scores_and_says_what_cannot_be_made(tmp_path):
+  found = super_glue(seeds=1)
+  twice = {'accuracy': 1.0, 'mean_3class_f1': 2.0}
+  found['super_glue_cb_v102'] = results('super_glue_cb_v102', twice)
+  report = Report(found)
+  assert report.averages == {}
+  note = 'No SuperGLUE score: cb is there as taskless_super_glue_cb_v102 and as super_glue_cb_v102.'
+  assert note in repr(report)
+  kept = {name: of_task for name, of_task in found.items() if '_cb_' in name or '_rte_' in name}
+  with pytest.warns(UserWarning, match='no file of cb for the leaderboard: CB.jsonl is to hold'):
+    Report(kept).write(tmp_path)
+  assert [path.name for path in (tmp_path / 'super_glue').iterdir()] == ['RTE.jsonl']
+  assert (tmp_path / 'report.json').exists()
+
+
 def test_what_was_not_scored_is_said():
   report = Report({'a': results('a', {'em': 1.0}), 'b': results('b', {}, split='test')})
   assert 'Predicted, not scored, having no labels: b.' in repr(report)

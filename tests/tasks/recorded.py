@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prompt_tuning_jax.data import seqio_source
+from prompt_tuning_jax.evaluation import metrics
 
 
 def records(golden: Path, file: str, task: str) -> list[dict]:
@@ -96,7 +97,9 @@ def assert_recorded_scores(recorded, task):
   assert predictions == [_plain(value) for value in recorded['predictions_post']]
   found = {}
   for metric in task.metric_fns:
-    found |= metric(targets, predictions)
+    # The recorded rows of AX-g are no pairs.
+    if metric is not metrics.gender_parity:
+      found |= metric(targets, predictions)
   if recorded['metrics']:
     # The last digit may differ by the order of sums.
     assert found == pytest.approx(recorded['metrics'], rel=1e-14)

@@ -343,6 +343,41 @@ def test_a_folder_that_was_prepared_anew_is_tokenised_anew(cb, prepare, vocabula
   assert [new.target(index) for index in range(2)] == [0, 0]
 
 
+def test_another_folder_is_tokenised_anew(cb, prepare, vocabulary, tmp_path, monkeypatch):
+  name = 'super_glue_cb_v102'
+  prepare('super_glue', str(cb), str(tmp_path / 'out'))
+  lines, _ = OFFICIAL[name, 'CB/val.jsonl']
+  write_official(tmp_path, 'CB/train.jsonl', [line | {'label': 'entailment'} for line in lines])
+  prepare('super_glue', str(cb), str(tmp_path / 'other'))
+  write_official(tmp_path, 'CB/train.jsonl', lines[:1])
+  monkeypatch.setenv('PTJ_LOCAL_DATA', str(tmp_path))
+  assert len(load_task(name, 'train', vocabulary)) == 1
+  monkeypatch.delenv('PTJ_LOCAL_DATA')
+  found = [
+      load_task(name, 'train', vocabulary, tfds_data_dir=str(tmp_path / folder))
+      for folder in ('out', 'other')
+  ]
+  assert [sorted(task.target(n) for n in range(2)) for task in found] == [[1, 2], [0, 0]]
+
+
+def test_the_pairs_of_axg_are_together_whatever_the_order_of_tfds(
+    prepare, vocabulary, tmp_path
+):
+  (line,), _ = OFFICIAL['super_glue_axg_v102', 'AX-g/AX-g.jsonl']
+  labels = ['entailment', 'not_entailment']
+  lines = [line | {'idx': n, 'label': labels[n // 2 % 2]} for n in range(12)]
+  write_official(tmp_path, 'AX-g/AX-g.jsonl', lines)
+  prepare('super_glue', str(tmp_path / 'superglue'), str(tmp_path / 'out'))
+  for name in ('super_glue_axg_v102', 'taskless_super_glue_axg_v102'):
+    task = load_task(name, 'test', vocabulary, tfds_data_dir=str(tmp_path / 'out'))
+    assert [task.example(index)['idx'] for index in range(12)] == [*range(12)]
+    parity = task.metric_fns[0]
+    targets = [task.target(index) for index in range(12)]
+    # The first of every pair is called entailment, the other as it is.
+    found = parity(targets, [target * (n % 2) for n, target in enumerate(targets)])
+    assert found == {'gender_parity': 50.0}
+
+
 # What is written is checked, complete, and never written over.
 
 
