@@ -1,11 +1,11 @@
 """Where the examples of tasks come from: official files on disk, else TFDS.
 
-Set PTJ_LOCAL_DATA to a folder that holds the official files (SuperGLUE's zips unpacked
-under `superglue/`, GLUE's under `glue/`, DPR under `dpr/`, SST-2 as jsonl under `sst2/`, E2E
-under `e2e/`, WebNLG under `webnlg_2017/`, DART under `dart/`, XSum under `xsum/`, SQuAD under
-`squad/`, MRQA under `mrqa/`, LAMA under `lama_trex/`), plain or gzipped, and the tasks read those, without a
-network. A file that is not there is looked for in TensorFlow Datasets, where that has the
-data set.
+Set PTJ_LOCAL_DATA to a folder that holds the official files (SuperGLUE's zips unpacked under
+`superglue/`, GLUE's under `glue/`, DPR under `dpr/`, SST-2 as jsonl under `sst2/`, E2E under
+`e2e/`, WebNLG under `webnlg_2017/`, DART under `dart/`, XSum under `xsum/`, SQuAD under
+`squad/`, MRQA under `mrqa/`, LAMA under `lama_trex/`), plain or gzipped, and the tasks read
+those, without a network. A file that is not there is looked for in TensorFlow Datasets, where
+that has the data set.
 """
 
 from __future__ import annotations
