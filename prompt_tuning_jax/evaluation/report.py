@@ -215,6 +215,9 @@ def evaluate_prompts(
         f'There is no prompt for {", ".join(missing)}. Give every task at least one (None is '
         f'the model alone); there are some for {", ".join(own) or "no task"}.'
     )
+  # A prompt that does not fit is refused before the first is evaluated.
+  for prompt in {id(prompt): prompt for name in loaded for prompt in own[name]}.values():
+    evaluate_lib.unpack_prompt(backbone, prompt)
   count = max(len(own[name]) for name in loaded)
   results: dict[str, list[EvalResult]] = {}
   for name, task in loaded.items():

@@ -167,6 +167,15 @@ def test_several_prompts_score_what_each_scores_alone(
     evaluate_prompts(backbone, {'first': [None]}, tasks, **SHAPE)
 
 
+def test_a_prompt_of_another_model_is_refused_before_any_is_evaluated(
+    backbone, soft_prompt, tasks, tmp_path
+):
+  wider = Injection(np.tile(np.asarray(soft_prompt.virtual_embeddings), (1, 2)))
+  with pytest.raises(ValueError, match='d_model|wide'):
+    evaluate_prompts(backbone, [soft_prompt, wider], tasks, output_dir=str(tmp_path), **SHAPE)
+  assert not list(tmp_path.iterdir())
+
+
 def test_prompts_say_where_they_came_from(backbone, soft_prompt, tasks, tmp_path):
   path = str(tmp_path / 'p.safetensors')
   save_prompt(path, soft_prompt, backbone=backbone)
