@@ -68,7 +68,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _prepare_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-      'data_set', metavar='DATA_SET', help='super_glue, glue or definite_pronoun_resolution'
+      'data_set', metavar='DATA_SET', help='super_glue, glue, definite_pronoun_resolution or xsum'
   )
   parser.add_argument(
       '--from',

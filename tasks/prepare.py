@@ -153,7 +153,7 @@ def data_sets() -> dict[str, dict[str, _Config]]:
   found: dict[str, dict[str, _Config]] = {}
   of_tasks = [seqio.TaskRegistry.get(name).source for name in seqio.TaskRegistry.names()]
   for source in [*of_tasks, super_glue.UNREPAIRED_WSC]:
-    if isinstance(source, sources.LocalOrTfds):
+    if isinstance(source, sources.LocalOrTfds) and getattr(source.files, 'is_complete', True):
       data_set, _, config = source.tfds_name.partition(':')[0].partition('/')
       configs = found.setdefault(data_set, {})
       before = configs.get(config or data_set, _Config(source.tfds_name, {}))

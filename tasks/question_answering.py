@@ -53,9 +53,12 @@ class SquadJson:
 
   Attributes:
     files: split → name of its file in `squad/`.
+    is_complete: False: TFDS's rows also say where answers stand, so that `prepare` cannot
+      make them of these.
   """
 
   files: Mapping[str, str]
+  is_complete: bool = False
 
   @property
   def splits(self) -> Sequence[str]:

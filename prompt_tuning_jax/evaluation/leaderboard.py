@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +77,13 @@ def write_leaderboard(results: Iterable[EvalResult], folder: str | os.PathLike[s
     write_jsonl(path, lines)
     paths.append(path)
   return paths
+
+
+def remove_leaderboard(folder: str | os.PathLike[str]) -> None:
+  """Removes what `write_leaderboard` left in a folder, so that no submission mixes two runs."""
+  for name, _ in _FILES.values():
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(os.path.join(folder, f'{name}.jsonl'))
 
 
 def _value(prediction: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.file_task import FileTask
@@ -27,7 +29,7 @@ from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import super_glue
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt
-from prompt_tuning_jax.evaluation.leaderboard import write_leaderboard
+from prompt_tuning_jax.evaluation.leaderboard import remove_leaderboard, write_leaderboard
 from prompt_tuning_jax.evaluation.results import EvalResult
 
 SUPER_GLUE_SCORE = 'SuperGLUE, mean of 8 tasks'
@@ -126,8 +128,9 @@ class Report:
     rows = [('task', 'split', 'metric', 'score', 'examples', 'prompts')]
     for task, results in self.results.items():
       counts = f'{len(results[0].predictions):,}', f'{len(results)}'
-      for name, values in (self.scores(task) or {'none': [math.nan]}).items():
-        rows.append((task, results[0].split, name, mean_and_deviation(values), *counts))
+      scores = {name: mean_and_deviation(v) for name, v in self.scores(task).items()}
+      for name, score in (scores or {'none': ''}).items():
+        rows.append((task, results[0].split, name, score, *counts))
     for name, values in self.averages.items():
       rows.append((name, '', '', mean_and_deviation(values), '', f'{len(values)}'))
     return rows
@@ -152,7 +155,8 @@ class Report:
   def write(self, folder: str | os.PathLike[str]) -> None:
     """Writes `report.md`, `report.json` and, of SuperGLUE, the files of the leaderboard.
 
-    Those lie in `super_glue/`, or of several prompts in `prompt_0/super_glue/` and so on.
+    Those lie in `super_glue/`, or of several prompts in `prompt_0/super_glue/` and so on, in
+    place of what an earlier evaluation left there.
     Where a task has nothing that can be submitted, a warning says why.
     """
     os.makedirs(folder, exist_ok=True)
@@ -165,6 +169,8 @@ class Report:
       with open(path + '.tmp', 'w', encoding='utf-8') as file:
         file.write(content)
       os.replace(path + '.tmp', path)
+    for earlier in (folder, *glob.glob(os.path.join(glob.escape(folder), 'prompt_*'))):
+      remove_leaderboard(os.path.join(earlier, 'super_glue'))
     count = max(map(len, self.results.values()))
     for number in range(count):
       of_prompt = [results[number] for results in self.results.values() if number < len(results)]
@@ -247,15 +253,23 @@ def prompt_folder(folder: str | os.PathLike[str], number: int, count: int) -> st
 def mean_and_deviation(values: Sequence[float]) -> str:
   """'71.43 ± 1.79', the mean and the sample's standard deviation; of one value, itself."""
   if len(values) == 1:
-    return '' if math.isnan(values[0]) else f'{values[0]:.2f}'
-  return f'{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}'
+    return f'{values[0]:.2f}'
+  return f'{statistics.fmean(values):.2f} ± {_deviation(values):.2f}'
+
+
+def _deviation(values: Sequence[float]) -> float:
+  # Not the standard library's, which has no answer where a value is no number.
+  return float(np.std(values, ddof=1))
 
 
 def _described(values: Sequence[float]) -> dict[str, Any]:
+  def number(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN.
+
   return {
-      'mean': statistics.fmean(values),
-      'std': statistics.stdev(values) if len(values) > 1 else None,
-      'values': list(values),
+      'mean': number(statistics.fmean(values)),
+      'std': number(_deviation(values)) if len(values) > 1 else None,
+      'values': list(map(number, values)),
   }
 
 

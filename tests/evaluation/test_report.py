@@ -181,3 +181,21 @@ def test_prompts_say_where_they_came_from(backbone, soft_prompt, tasks, tmp_path
   save_prompt(path, soft_prompt, backbone=backbone)
   report = evaluate_prompts(backbone, [path], tasks[0], **SHAPE)
   assert report.as_dict()['tasks']['first']['prompts'] == [path]
+
+
+def test_what_an_earlier_evaluation_left_for_the_leaderboard_is_no_part_of_the_next(tmp_path):
+  rte, cb = 'super_glue_rte_v102', 'super_glue_cb_v102'
+  Report({rte: results(rte, {'accuracy': 1.0}, {'accuracy': 1.0})}).write(tmp_path)
+  Report({rte: results(rte, {'accuracy': 1.0})}).write(tmp_path)
+  (tmp_path / 'super_glue' / 'mine.txt').touch()
+  Report({cb: results(cb, {'accuracy': 1.0})}).write(tmp_path)
+  found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('super_glue/*')}
+  assert found == {'super_glue/CB.jsonl', 'super_glue/mine.txt'}
+
+
+def test_a_score_that_is_no_number_is_said_and_leaves_the_file_readable(tmp_path):
+  report = Report({'a': results('a', {'pearson_corrcoef': math.nan}, {'pearson_corrcoef': 2.0})})
+  report.write(tmp_path)
+  metrics = json.loads((tmp_path / 'report.json').read_text())['tasks']['a']['metrics']
+  assert metrics['pearson_corrcoef'] == {'mean': None, 'std': None, 'values': [None, 2.0]}
+  assert 'nan ± nan' in repr(report)

@@ -637,3 +637,8 @@ def test_real_files_are_those_that_tfds_writes(shared_data, prepared_real, tfds,
     assert (ours / name).read_bytes() == (theirs / name).read_bytes()
   else:
     assert_same_files(ours, theirs)
+
+
+def test_what_local_files_do_not_hold_as_a_whole_is_not_prepared(prepare, tmp_path):
+  with pytest.raises(ValueError, match="No data set to prepare 'squad'. There are: "):
+    prepare('squad', str(tmp_path), str(tmp_path / 'out'))
