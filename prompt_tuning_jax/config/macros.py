@@ -192,6 +192,12 @@ MACROS: Mapping[str, Macro] = {
     'DTYPE': Macro("type of the computation: 'float32' or 'bfloat16'", "'float32'", _TEXT),
     'BACKBONE': Macro('the pretrained model', '@backbone/gin.singleton()', _OBJECT),
     'MODEL_CONFIG': Macro('sizes of the model', '@T5Config()', _OBJECT, True),
+    'NUM_PARTITIONS': Macro('devices that share a copy of the model', '8', _COUNT),
+    'PARAMETER_PARTITIONING_DIMS': Macro(
+        'axes of the mesh that parameters are split over: 1 is NUM_PARTITIONS, 2 is all devices',
+        '2',
+        Kind('1 or 2', lambda v: v in (1, 2) and not isinstance(v, bool)),
+    ),
     'PLAN_TARGET': Macro(
         "devices to plan for: '8xH100-80GB', 'v5e-8', 'here'", "'8xH100-80GB'", _TEXT
     ),
