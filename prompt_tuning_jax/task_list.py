@@ -9,10 +9,15 @@ from typing import Any
 from prompt_tuning_jax import screen
 
 # Training comes first and tests last.
-_SPLITS = ('train', 'validation', 'test')
+SPLITS = ('train', 'validation', 'test')
 
 
 def listing(task_module: str) -> list[str]:
+  """Lines with all tasks and mixtures that a module registers, by family.
+
+  Raises:
+    ImportError: if seqio or the module cannot be imported.
+  """
   from prompt_tuning_jax.data import seqio_source
 
   families: dict[str, list[dict[str, Any]]] = {}
@@ -40,8 +45,8 @@ def listing(task_module: str) -> list[str]:
 
 def _order(split: str) -> tuple[int, str]:
   """Sorts training first and tests last."""
-  kinds = [number for number, name in enumerate(_SPLITS) if split.startswith(name)]
-  return (kinds or [len(_SPLITS)])[0], split
+  kinds = [number for number, name in enumerate(SPLITS) if split.startswith(name)]
+  return (kinds or [len(SPLITS)])[0], split
 
 
 def _without_twins(entries: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -26,9 +26,6 @@ from prompt_tuning_jax.data.tokenized_task import NoSplitError, TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.methods.method import Method
 
-# Where no split is named, the first of these that a task has.
-_SPLITS = ('train', 'validation', 'test')
-
 # Longest inputs where TASK_FEATURE_LENGTHS is not set, as in evaluation.
 _INPUT_LENGTH = 512
 
@@ -93,7 +90,8 @@ def _load(
     task: str | FileTask, split: str | None, vocabulary: Any, **kwargs: Any
 ) -> list[tuple[TokenizedTask, float]]:
   refused: NoSplitError | None = None
-  for name in _SPLITS if split is None else (split,):
+  # Where no split is named, the first that a task has.
+  for name in task_list.SPLITS if split is None else (split,):
     try:
       return load_task_or_mixture(task, name, vocabulary, **kwargs)
     except NoSplitError as error:

@@ -2,8 +2,8 @@
 
     lama_trex_P36 and so on    a relation; the answer is one of its objects
     lama_trex_P36_29k          the same; the answer is one of a list of words
-    lama_trex, lama_trex_29k   mixtures of all 41 relations. Papers report the mean over them
-                               (`evaluation.averages.macro_average`).
+    lama_trex, lama_trex_29k   mixtures of all 41 relations. Papers report the mean over them,
+                               as `evaluation/report.py` does
 
 Facts come from the split on which P-tuning is trained and measured (Liu et al., 2021; made by
 Shin et al., 2020), templates from `relations.jsonl` of LAMA, both from the folder `lama_trex/`
