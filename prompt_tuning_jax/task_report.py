@@ -22,7 +22,7 @@ from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.file_task import FileTask
-from prompt_tuning_jax.data.tokenized_task import NoSplitError, TokenizedTask
+from prompt_tuning_jax.data.tokenized_task import NoSplitError, TokenizedTask, own_numbers
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.methods.method import Method
 
@@ -396,8 +396,7 @@ def _id(raw: Mapping[str, Any]) -> Any:
 
 
 def _id_text(raw: Mapping[str, Any]) -> str:
-  named = {name: raw[name] for name in sorted(raw) if name == 'idx' or name.startswith('idx/')}
-  return ', '.join(f'{name} {value!r}' for name, value in named.items())
+  return ', '.join(f'{name} {value!r}' for name, value in sorted(own_numbers(raw).items()))
 
 
 def _repeated_ids(raws: Sequence[Mapping[str, Any]]) -> str:

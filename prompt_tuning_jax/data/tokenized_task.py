@@ -421,6 +421,11 @@ def make_manifest(
   }
 
 
+def own_numbers(example: Mapping[str, Any]) -> dict[str, Any]:
+  """What a data set calls an example by: `idx`, or its parts `idx/question` and the like."""
+  return {n: value for n, value in example.items() if n == 'idx' or n.startswith('idx/')}
+
+
 def _plain(value: Any) -> Any:
   """A value as JSON holds it: bytes as text, arrays as lists, NumPy numbers as ours."""
   if isinstance(value, bytes):

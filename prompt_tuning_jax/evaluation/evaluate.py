@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.file_task import FileTask
-from prompt_tuning_jax.data.tokenized_task import TokenizedTask
+from prompt_tuning_jax.data.tokenized_task import TokenizedTask, own_numbers
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import best_first, hosts, ranking
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
@@ -261,7 +260,7 @@ class Evaluator:
       inputs = self.task.vocabulary.decode(self.task[index]['inputs'])
     return {
         'index': index,
-        **{name: value for name, value in raw.items() if re.fullmatch('idx(/.*)?', name)},
+        **own_numbers(raw),
         'inputs': inputs,
         'target': self._targets[index],
         'prediction_text': text,
