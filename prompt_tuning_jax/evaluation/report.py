@@ -17,12 +17,14 @@ import statistics
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
@@ -159,16 +161,13 @@ class Report:
     place of what an earlier evaluation left there.
     Where a task has nothing that can be submitted, a warning says why.
     """
-    os.makedirs(folder, exist_ok=True)
     text = '\n'.join([_table(self._rows()), *(f'\n{note}' for note in self.notes)])
     for name, content in (
         ('report.md', text + '\n'),
         ('report.json', json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + '\n'),
     ):
-      path = os.path.join(folder, name)
-      with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.write(content)
-      os.replace(path + '.tmp', path)
+      with written_whole(os.path.join(folder, name)) as unfinished:
+        Path(unfinished).write_text(content, encoding='utf-8')
     for earlier in (folder, *glob.glob(os.path.join(glob.escape(folder), 'prompt_*'))):
       remove_leaderboard(os.path.join(earlier, 'super_glue'))
     count = max(map(len, self.results.values()))
