@@ -42,6 +42,7 @@ from typing import Any
 import seqio
 from prompt_tuning_jax.tasks import preprocessors, sources
 
+from prompt_tuning_jax.data import gzipped
 from prompt_tuning_jax.data.tokenized_task import EmptySplitError
 from prompt_tuning_jax.evaluation import metrics, postprocessors
 
@@ -185,13 +186,13 @@ def _words(path: str, mtime_ns: int) -> tuple[str, ...]:
   """The words of the list, sorted; `mtime_ns` tells a file that was replaced."""
   del mtime_ns
   try:
-    with sources.open_bytes(path) as file:
+    with gzipped.open_bytes(path) as file:
       words = json.loads(file.read().decode())[_SPELLING]
     if not isinstance(words, list) or not all(isinstance(w, str) and w.strip() for w in words):
       raise ValueError('it holds something else than words')
     if not words:
       raise ValueError('it is empty')
-  except (ValueError, TypeError, KeyError, RecursionError, *sources.DAMAGED) as error:
+  except (ValueError, TypeError, KeyError, RecursionError, *gzipped.DAMAGED) as error:
     raise ValueError(
         f'{path}: {error}. Expected a JSON object with {_SPELLING!r}, a list of words.'
     ) from error

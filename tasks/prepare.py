@@ -32,6 +32,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from prompt_tuning_jax.tasks import sources, super_glue
 
+from prompt_tuning_jax.data import gzipped
+
 # So many names of what a wrong folder holds are shown.
 _LISTED_NAMES = 8
 
@@ -230,10 +232,9 @@ def _find_below(
       paths = []
       for names in files.names(split):
         names = [name.removeprefix(top) for name in names]
-        alternatives = [full for name in names for full in (name, name + '.gz')]
         there = [
             path
-            for path in (os.path.join(source_dir, name) for name in alternatives)
+            for path in (os.path.join(source_dir, name) for name in gzipped.with_gz(names))
             if os.path.isfile(path)
         ]
         if not there:

@@ -34,6 +34,7 @@ from prompt_tuning_jax.tasks import preprocessors, sources
 from prompt_tuning_jax.tasks.registration import add_tasks
 from prompt_tuning_jax.tasks.sources import text_field
 
+from prompt_tuning_jax.data import gzipped
 from prompt_tuning_jax.evaluation import metrics, postprocessors
 
 # Name in the names of tasks → name of the file.
@@ -77,13 +78,13 @@ class SquadJson:
     (path,) = paths
     rows: list[dict[str, Any]] = []
     try:
-      with sources.open_bytes(path) as file:
+      with gzipped.open_bytes(path) as file:
         articles = json.loads(file.read().decode())['data']
       for article in articles:
         for paragraph in article['paragraphs']:
           for question in paragraph['qas']:
             rows.append(_squad_row(article, paragraph, question))
-    except (ValueError, TypeError, KeyError, RecursionError, *sources.DAMAGED) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, *gzipped.DAMAGED) as error:
       reason = f'no field {error}' if isinstance(error, KeyError) else error
       after = f' (after the question {rows[-1]["id"]})' if rows else ''
       raise ValueError(

@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import io
 import itertools
 import json
 import os
 import socket
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import seqio
 import tensorflow as tf
 
+from prompt_tuning_jax.data import gzipped
 from prompt_tuning_jax.data.bad_lines import BadLines, decode_lines, warn_of_shared_ids
 from prompt_tuning_jax.data.provenance import LOCAL_DATA_VARIABLE
 
 # TensorFlow's types for the values of columns.
 _DTYPES = {str: tf.string, bool: tf.int64, int: tf.int64, float: tf.float32}
-
-# What reading a gzipped file raises that is truncated or changed.
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Files(Protocol):
@@ -202,7 +198,7 @@ def parse_jsonl(
   expected = f'Expected one JSON object a line with {expected}.'
   bad, parsed, number = BadLines(path, expected), [], 0
   try:
-    with open_bytes(path) as file:
+    with gzipped.open_bytes(path) as file:
       for number, line in enumerate(file, start=1):
         try:
           if not line.strip():
@@ -213,7 +209,7 @@ def parse_jsonl(
           parsed.append(parse(row, number))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
           bad.add(number, error)
-  except DAMAGED as error:
+  except gzipped.DAMAGED as error:
     raise ValueError(f'{path}, line {number + 1}: {error}. {expected}') from error
   bad.check(number)
   return parsed
@@ -263,16 +259,11 @@ def read_bytes(path: str, expected: str) -> bytes:
   """
   lines: list[bytes] = []
   try:
-    with open_bytes(path) as file:
+    with gzipped.open_bytes(path) as file:
       lines += file
-  except DAMAGED as error:
+  except gzipped.DAMAGED as error:
     raise ValueError(f'{path}, line {len(lines) + 1}: {error}. {expected}') from error
   return b''.join(lines)
-
-
-def open_bytes(path: str) -> BinaryIO:
-  """Opens a file for reading, gunzipping it where its name ends in .gz."""
-  return gzip.open(path) if path.endswith('.gz') else open(path, 'rb')
 
 
 class LocalFiles(seqio.DataSource):
@@ -311,7 +302,7 @@ class LocalFiles(seqio.DataSource):
 
   def alternatives(self, split: str) -> list[list[str]]:
     """For each file of a split the names that it may have, as they are looked for."""
-    return [_with_gz(names) for names in self._names(split)]
+    return [gzipped.with_gz(names) for names in self._names(split)]
 
   def local_files(self, split: str) -> dict[str, str] | None:
     """Name → path of the files that make a split, in order; None unless all are there."""
@@ -331,7 +322,7 @@ class LocalFiles(seqio.DataSource):
           f'{LOCAL_DATA_VARIABLE}={folder} is not a folder. Name the folder that holds '
           f'{names[0]}, or unset it to read from TensorFlow Datasets.'
       )
-    for name in _with_gz(names):
+    for name in gzipped.with_gz(names):
       path = os.path.join(folder, name)
       if os.path.isfile(path):
         return name, path
@@ -383,10 +374,6 @@ class LocalFiles(seqio.DataSource):
     if shard_info:
       dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     return dataset
-
-
-def _with_gz(names: Sequence[str]) -> list[str]:
-  return [full for name in names for full in (name, name + '.gz')]
 
 
 def _features(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from typing import Any
 
 from prompt_tuning_jax.tasks import sources, table_to_text
 
+from prompt_tuning_jax.data import gzipped
 from prompt_tuning_jax.evaluation import metrics
 
 # Subject, property, object.
@@ -120,7 +121,7 @@ def _webnlg_entries(
           continue
         for entry in ElementTree.parse(archive.extractfile(name)).iter('entry'):
           yield _webnlg_entry(entry)
-  except (ValueError, ElementTree.ParseError, tarfile.TarError, *sources.DAMAGED) as error:
+  except (ValueError, ElementTree.ParseError, tarfile.TarError, *gzipped.DAMAGED) as error:
     where = f'{path}, {name}' if name else path
     raise ValueError(
         f'{where}: {error}. Expected the xml of the WebNLG challenge 2017: entries with a '
@@ -195,13 +196,13 @@ def _dart_tables(path: str) -> Iterator[tuple[list[Triple], list[str]]]:
   """(triples, texts) of every table of a file."""
   number = 0
   try:
-    with sources.open_bytes(path) as file:
+    with gzipped.open_bytes(path) as file:
       tables = json.loads(file.read().decode())
     if not isinstance(tables, list):
       raise ValueError('it is no list')
     for number, table in enumerate(tables, start=1):
       yield _dart_table(table)
-  except (ValueError, TypeError, KeyError, RecursionError, *sources.DAMAGED) as error:
+  except (ValueError, TypeError, KeyError, RecursionError, *gzipped.DAMAGED) as error:
     reason = f'no field {error}' if isinstance(error, KeyError) else error
     where = f'{path}, table {number}' if number else path
     raise ValueError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from prompt_tuning_jax.data import gzipped
 
 KINDS = ('.jsonl', '.tsv', '.csv')
 
@@ -35,7 +35,7 @@ def read(path: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
   parse = {'.jsonl': _jsonl_rows, '.tsv': _tsv_rows, '.csv': _csv_rows}[kind_of(path)]
   blank: list[int] = []
   try:
-    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+    with gzipped.open_bytes(path) as file:
       for number, row in parse(path, _decoded(file)):
         if row is None:
           blank.append(number)
@@ -43,7 +43,7 @@ def read(path: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
         yield from ((other, ValueError('empty')) for other in blank)
         blank = []
         yield number, row
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+  except gzipped.DAMAGED as error:
     raise ValueError(f'{path} is truncated or damaged: {error}.') from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning_jax.data import gzipped
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 # Lines tokenised at a time: Python's lists of ids are ten times what they become.
@@ -156,7 +156,7 @@ def _texts(
     paths: Sequence[str], form: Form, skipped: dict[str, Any]
 ) -> Iterator[tuple[str, ...]]:
   for path in paths:
-    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+    with gzipped.open_bytes(path) as file:
       for number, line in enumerate(file, start=1):
         skipped['lines'] += 1
         try:
