@@ -75,6 +75,15 @@ def columns_of(
   }
 
 
+def require_examples(references: Mapping[Any, Sequence[str]], path: str, split: str) -> None:
+  """Raises ValueError if a file holds no table of a split."""
+  if not references:
+    raise ValueError(
+        f'{path} holds no example of the split {split!r}. Copy the official file there '
+        'again, or use another split.'
+    )
+
+
 def add_task(
     name: str,
     files: sources.Files,
@@ -141,11 +150,7 @@ class E2e:
     for table, reference in sources.parse_csv(path, ('mr', 'ref'), _checked):
       if not self.partition or split == 'test' or split == part_of(_content(table)):
         references.setdefault(table, []).append(reference)
-    if not references:
-      raise ValueError(
-          f'{path} holds no example of the split {split!r}. Copy the official file there '
-          'again, or use another split.'
-      )
+    require_examples(references, path, split)
     columns = columns_of(references, split, linearized)
     tables = columns_of(references, split, str)['inputs']
     return columns | {'meaning_representation': tables}

@@ -184,11 +184,7 @@ class Dart:
       text = linearized(triples)
       if not self.partition or split == table_to_text.part_of(text):
         references.setdefault(text, []).extend(texts)
-    if not references:
-      raise ValueError(
-          f'{path} holds no example of the split {split!r}. Copy the official file there '
-          'again, or use another split.'
-      )
+    table_to_text.require_examples(references, path, split)
     return table_to_text.columns_of(references, split, str)
 
 
