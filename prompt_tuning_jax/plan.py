@@ -26,7 +26,7 @@ from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.targets import Target
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.optimizers import adafactor
+from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
 from prompt_tuning_jax.typing import Batch, PyTree
 
@@ -75,11 +75,7 @@ def count_flops(
   trainable, frozen = trainable_lib.split(params, {'prompt': tx})
   state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
 
-  def tokens(length):
-    return jax.ShapeDtypeStruct((rows, length), jnp.int32)
-
-  targets = tokens(target_length + method.num_decoder_virtual_tokens)
-  batch = Batch(tokens(input_length + method.num_virtual_tokens), targets, targets, targets)
+  batch = _batch(method, rows, input_length, target_length)
 
   def forward(params, batch):
     injection = method.apply({'params': params['prompt']}, module.spec)
@@ -90,6 +86,19 @@ def count_flops(
       jax.jit(forward).lower(params, batch),
   )
   return Flops(*(program.compile().cost_analysis()['flops'] for program in programs))
+
+
+def _batch(method: Method | None, rows: int, input_length: int, target_length: int) -> Batch:
+  """Shapes of a batch with the virtual tokens of a method."""
+
+  def tokens(length: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+  if method is not None:
+    input_length += method.num_virtual_tokens
+    target_length += method.num_decoder_virtual_tokens
+  targets_BT = tokens(target_length)
+  return Batch(tokens(input_length), targets_BT, targets_BT, targets_BT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +248,7 @@ def plan(
   )
   lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   if trainable is None:
-    trainable = adafactor(0.001 if method is None else 0.3)
+    trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
   _check_divides(found, num_partitions, batch_size, microbatches)
   run = _Run(module, method, labelling, batch_size, lengths)
@@ -286,7 +295,9 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
   partitions = setting.num_partitions
   while partitions <= target.count:
     of_size = replace(start, num_partitions=partitions)
-    for dims in {setting.parameter_partitioning_dims, 2 if partitions < target.count else 1}:
+    for dims in sorted({
+        setting.parameter_partitioning_dims, 2 if partitions < target.count else 1
+    }):
       split = replace(of_size, parameter_partitioning_dims=dims)
       for remat in remats[remats.index(setting.remat) if setting.remat in remats else 0 :]:
         yield replace(split, remat=remat)
@@ -343,10 +354,10 @@ class _Run:
     step = make_train_step(
         self._method, local, tx, microbatches=setting.microbatches
     )
-    counted = costs.count(step, state, local_frozen, self._batch(rows))
+    batch = _batch(self._method, rows, self._lengths['inputs'], self._lengths['targets'])
+    counted = costs.count(step, state, local_frozen, batch)
     # Of a trained model the state is split as its weights are.
-    of_state = _bytes(state) * part.bytes(trained) / max(_bytes(trained), 1)
-    of_state *= _bytes(trained) / max(_bytes(local_trained), 1)
+    of_state = _bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)
     gathered = 0
     if setting.parameter_partitioning_dims == 2:
       gathered = 2 * _bytes(local_frozen) // self._num_layers
@@ -373,15 +384,6 @@ class _Run:
     if self._method is not None:
       shapes['prompt'], _ = method_lib.shapes(self._method, module.spec)
     return shapes
-
-  def _batch(self, rows: int) -> Batch:
-    def tokens(length: int) -> jax.ShapeDtypeStruct:
-      return jax.ShapeDtypeStruct((rows, length), jnp.int32)
-
-    targets_BT = tokens(self._lengths['targets'] + self._in_decoder)
-    return Batch(
-        tokens(self._lengths['inputs'] + self.prompt_length), targets_BT, targets_BT, targets_BT
-    )
 
   def _transfers(
       self, setting: Setting, data: int, rows: int, frozen: PyTree, trained: PyTree

@@ -60,6 +60,11 @@ def adafactor(
   return optax.chain(*parts)
 
 
+def default_optimizer(method: Any) -> optax.GradientTransformation:
+  """What trains where nothing is said: the paper's Adafactor, slower for a model (None)."""
+  return adafactor(0.001 if method is None else 0.3)
+
+
 # What `optax.scale_by_factored_rms` keeps of a stack: one count, moments for each layer.
 _STATE_AXES = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
 

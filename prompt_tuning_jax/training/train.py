@@ -29,7 +29,7 @@ from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
-from prompt_tuning_jax.training.optimizers import adafactor
+from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
@@ -153,7 +153,7 @@ def train(
   feature_lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   placement = as_placement(placement)
   if trainable is None:
-    trainable = adafactor(0.001 if method is None else 0.3)
+    trainable = default_optimizer(method)
   periods = loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period)
   saver = StateSaver(
       model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode
