@@ -22,7 +22,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PROMPT, INPUTS = 100, 512
+import train_step
+
+INPUTS = 512
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -32,29 +34,11 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
   return time.perf_counter() - start, result
 
 
-def train_step(vocab_size: int) -> Callable[[Any], Any]:
+def timed_step(vocab_size: int) -> Callable[[Any], Any]:
   """One step of T5 1.1 small's prompt, as a function of the batch."""
   import jax
 
-  from prompt_tuning_jax.backbones.t5 import T5, T5Config
-  from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
-  from prompt_tuning_jax.training import trainable as trainable_lib
-  from prompt_tuning_jax.training.optimizers import adafactor
-  from prompt_tuning_jax.training.step import TrainState, make_train_step
-
-  module = T5(T5Config(vocab_size, 512, 6, 64, 1024, 8, 8))
-  method = SoftPrompt(PROMPT)
-  key = jax.random.key(0)
-  tx = adafactor()
-  trainable, frozen = trainable_lib.split(
-      {
-          'backbone': jax.jit(module.init_params)(key),
-          'prompt': method.init(key, module.spec)['params'],
-      },
-      {'prompt': tx},
-  )
-  state = TrainState.create(trainable, tx)
-  step = make_train_step(method, module, tx)
+  step, state, frozen = train_step.small_step(vocab_size)
 
   def call(batch: Any) -> None:
     nonlocal state
@@ -93,13 +77,13 @@ def main() -> None:
         task,
         batch_size=args.batch_size,
         vocab_size=vocab_size,
-        num_virtual_tokens=PROMPT,
+        num_virtual_tokens=train_step.PROMPT,
         feature_lengths={'inputs': INPUTS, 'targets': task.longest('targets')},
         lengths='bucket',
         seed=0,
     )
     making = [timed(lambda step=step: batches[step])[0] for step in range(args.batches)]
-    step_of = train_step(vocab_size)
+    step_of = timed_step(vocab_size)
     for number in range(args.steps):  # Compiles whatever widths occur.
       step_of(batches[number])
     steps = [timed(lambda n=n: step_of(batches[n]))[0] for n in range(args.steps)]

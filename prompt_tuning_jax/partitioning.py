@@ -210,15 +210,15 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
   """
   if mesh is None:
     return tree
-  everywhere = NamedSharding(mesh, PartitionSpec())
+  where = everywhere(mesh)
 
   def place(x: Any) -> Array:
     if isinstance(x, jax.Array) and getattr(x.sharding, 'mesh', None) == mesh:
       return x
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-      return jax.device_put(x, everywhere)
+      return jax.device_put(x, where)
     x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
   return jax.tree.map(place, tree)
 
