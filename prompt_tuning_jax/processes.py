@@ -27,7 +27,7 @@ from prompt_tuning_jax.typing import Array
 Value = TypeVar('Value')
 
 # Seconds. A process that says nothing for so long is lost, and the others end.
-_HEARTBEAT = 30
+_HEARTBEAT = 45
 # All processes are to come to the start, and to the end, within these.
 _START, _END = 300, 60
 

@@ -82,5 +82,9 @@ class Backbone:
   def embedding_VD(self) -> Array:
     """The token embedding table [V, D], from which prompts may be initialised."""
     table_VD = self.params['token_embedder']['embedding']
-    # No process has all of it where several share the model.
-    return table_VD if table_VD.is_fully_addressable else partitioning.whole(table_VD)
+    if table_VD.is_fully_addressable:
+      return table_VD
+    # No process has all of it where several share the model. Whoever traces an initialiser
+    # gets numbers all the same.
+    with jax.ensure_compile_time_eval():
+      return partitioning.whole(table_VD)
