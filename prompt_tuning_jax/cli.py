@@ -293,6 +293,7 @@ def _main(argv: list[str]) -> int:
     bindings += [f'{macro}={value!r}' for macro, value in given.items() if value]
   if options.tfds_data_dir:
     bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')
+  options.process_count = _check_processes(name, options)
   created_by = shlex.join(['prompt-tuning', *argv])
   _run_configured(_gin_name(name), options, bindings, created_by)
   return 0
@@ -414,7 +415,7 @@ def _run_configured(
   from prompt_tuning_jax import commands, processes
   from prompt_tuning_jax.config import building, checks
 
-  count = _check_processes(name, options)
+  count = options.process_count
   paths = [path for path in options.gin_search_paths.split(',') if path]
   parsed = config.parse(name, options.gin_file, bindings, paths)
   function = registry.command_function(name)

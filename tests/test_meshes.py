@@ -90,3 +90,67 @@ def _flat(tree):
   if isinstance(tree, list):
     return [x for item in tree for x in _flat(item)]
   return [tree]
+
+
+_COUNT_COLLECTIVES = '''
+import collections, json, re
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from prompt_tuning_jax import partitioning
+from prompt_tuning_jax.backbones.t5 import T5, T5Config
+from prompt_tuning_jax.methods import method as method_lib
+from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.training import trainable
+from prompt_tuning_jax.training.optimizers import adafactor
+from prompt_tuning_jax.training.step import TrainState, make_train_step
+from prompt_tuning_jax.typing import Batch
+
+module, method, tx = T5(T5Config(256, 64, 8, 8, 128, 3, 3)), SoftPrompt(4), adafactor()
+shapes = jax.eval_shape(module.init_params, jax.random.key(0))
+mesh = partitioning.make_mesh()
+found = {}
+for name, rules in (('data', partitioning.DEFAULT_RULES),
+                    ('fully', partitioning.FULLY_SHARDED_RULES)):
+  places = partitioning.shardings(mesh, module.logical_axes(), shapes, rules)
+
+  def at(x, place):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  prompt, _ = method_lib.shapes(method, module.spec)
+  params = {'backbone': jax.tree.map(at, shapes, places), 'prompt': prompt}
+  trained, frozen = trainable.split(params, {'prompt': tx})
+  state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trained)
+  state = jax.tree.map(lambda x: at(x, everywhere), state)
+  row = lambda n: jax.ShapeDtypeStruct(
+      (16, n), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec('data', None)))
+  batch = Batch(row(36), row(8), row(8), row(8))
+  with jax.set_mesh(mesh):
+    step = make_train_step(method, module, tx).lower(state, frozen, batch).compile()
+  kinds = re.findall(
+      r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?[(]',
+      step.as_text())
+  found[name] = {**collections.Counter(kinds), 'flops': step.cost_analysis()['flops']}
+print(json.dumps(found))
+'''
+
+
+@pytest.mark.slow
+def test_a_step_on_eight_devices_adds_up_the_gradient_and_the_sums_and_no_more():
+  result = subprocess.run(
+      [sys.executable, '-W', 'ignore', '-c', _COUNT_COLLECTIVES],
+      env=os.environ
+      | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  found = json.loads(result.stdout.splitlines()[-1])
+  data, fully = found['data'], found['fully']
+  # The prompt's gradient is one, what the step counts is the other.
+  assert data.pop('all-reduce') == 2
+  flops = data.pop('flops')
+  assert not data
+  # Fully sharded parameters are gathered, and each device computes its own rows all the same.
+  assert fully['all-reduce'] <= 2 and fully['all-gather'] > 0
+  assert fully['flops'] == pytest.approx(flops, rel=0.02)
