@@ -174,7 +174,7 @@ def test_two_processes_find_what_one_finds(backbone_dir, cache_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_commands_run_in_two_processes(train_flags, tmp_path, monkeypatch, capsys):
+def test_the_commands_run_in_two_processes(train_flags, tmp_path, capsys):
   train_flags = [*train_flags, '--gin.TRAIN_STEPS_RELATIVE=3', '--gin.NUM_PARTITIONS=2']
   (status, trained, errors), (other, *silent) = _finish(_command('train', *train_flags))
   assert (status, other) == (0, 0), (errors, silent)
@@ -205,7 +205,7 @@ def test_the_commands_run_in_two_processes(train_flags, tmp_path, monkeypatch, c
   # So does a difference between the two commands, wherever it is.
   outcomes = _finish(_command('train', *train_flags, '--gin.RANDOM_SEED={index}'))
   assert [status for status, *_ in outcomes] == [2, 2], outcomes
-  assert 'RANDOM_SEED: 0 in process 0, 1 in process 1' in outcomes[0][2]
+  assert "RANDOM_SEED: '0' in process 0, '1' in process 1" in outcomes[0][2]
 
 
 @pytest.mark.slow
