@@ -185,11 +185,14 @@ def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
   """
   count = 1 if mesh is None else mesh.shape['data']
   if rows % count:
-    below, above = rows // count * count, -(-rows // count) * count
+    rows_that_fit = [n for n in (rows // count * count, -(-rows // count) * count) if n]
+    divisors = [n for n in range(1, mesh.size + 1) if mesh.size % n == 0]
+    that_share = [n for n in divisors if rows % (mesh.size // n) == 0]
     raise ValueError(
         f'{what.format(rows)} does not divide among the {count} parts into which the mesh '
-        f'{dict(mesh.shape)} splits a batch. Use {" or ".join(str(n) for n in (below, above) if n)}'
-        ', or more devices for a copy of the model (NUM_PARTITIONS).'
+        f'{dict(mesh.shape)} splits a batch. Use {" or ".join(map(str, rows_that_fit))} rows, or '
+        'let more devices share a copy of the model: NUM_PARTITIONS='
+        f'{" or ".join(map(str, that_share))}.'
     )
 
 

@@ -82,7 +82,7 @@ class Backbone:
   def embedding_VD(self) -> Array:
     """The token embedding table [V, D], from which prompts may be initialised."""
     table_VD = self.params['token_embedder']['embedding']
-    if table_VD.is_fully_addressable:
+    if jax.process_count() == 1 or self.mesh is None:
       return table_VD
     # No process has all of it where several share the model. Whoever traces an initialiser
     # gets numbers all the same.

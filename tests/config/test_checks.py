@@ -65,7 +65,8 @@ def prompt_file(backbone_dir, tmp_path):
     [
         ('train', '--gin.MICROBATCHES=5', 'MICROBATCHES=5 does not divide BATCH_SIZE=32'),
         ('train', '--gin.BATCH_SIZE=6', 'BATCH_SIZE=6 does not divide among the 4 parts into '
-         "which the mesh {'data': 4, 'model': 1} splits a batch. Use 4 or 8, or"),
+         "which the mesh {'data': 4, 'model': 1} splits a batch. Use 4 or 8 rows, or "
+         'let more devices share a copy of the model: NUM_PARTITIONS=2 or 4.'),
         ('train', '--gin.MICROBATCHES=16', 'a part of 2 rows (BATCH_SIZE=32 in MICROBATCHES=16) '
          'does not divide among the 4 parts'),
         ('train', '--gin.NUM_PARTITIONS=3', 'NUM_PARTITIONS=3 (make_mesh.model), the devices '
