@@ -17,6 +17,7 @@ import re
 import shlex
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from prompt_tuning_jax.config.macros import MACROS
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 _PROCESS_FLAGS = ('coordinator_address', 'process_count', 'process_index')
+# The commands that several processes can run together.
+_OF_PROCESSES = ('train', 'pretrain', 'adapt', 'evaluate', 'infer', 'export')
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
@@ -199,6 +202,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
+    return _explained(argv)
+  except Exception as error:
+    from prompt_tuning_jax import processes
+
+    if processes.ends_alone(error):
+      traceback.print_exc()
+      processes.leave(1)
+    raise
+
+
+def _explained(argv: list[str]) -> int:
+  """Runs one command and explains its errors."""
+  try:
     with warnings.catch_warnings():
       warnings.showwarning = _show_warning
       return _main(argv)
@@ -212,17 +228,36 @@ def main(argv: Sequence[str] | None = None) -> int:
   except _USER_ERRORS as error:
     if '--debug' in argv:
       raise
-    print(f'prompt-tuning: {_message(error)}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('prompt-tuning: interrupted', file=sys.stderr)
-    return 1
+    return _end(error, 2)
+  except KeyboardInterrupt as error:
+    return _end(error, 1, 'interrupted')
   except Exception as error:
     # Raised once a run has saved its state after a signal: all is well.
     if type(error).__name__ == 'Interrupted':
-      print(f'prompt-tuning: {error}', file=sys.stderr)
-      return 0
+      return _end(error, 0)
+    from prompt_tuning_jax import processes
+
+    if processes.is_loss(error) and '--debug' not in argv:
+      return _end(error, 2)
     raise
+
+
+def _end(error: BaseException, status: int, message: str = '') -> int:
+  """Prints what happened; returns the status, unless other processes wait for this one."""
+  from prompt_tuning_jax import processes
+
+  message = message or _message(error)
+  if processes.is_loss(error):
+    message = (
+        f'another process of this run is gone ({message.splitlines()[0]}). Its own output says '
+        'why. Start all processes again by the same command: training goes on from the newest '
+        'state.'
+    )
+  if processes.prints(error):
+    print(f'prompt-tuning: {processes.name()}{message}', file=sys.stderr)
+  if processes.ends_alone(error):
+    processes.leave(status)
+  return status
 
 
 class _Usage(Exception):
@@ -264,6 +299,7 @@ def _main(argv: list[str]) -> int:
     bindings += [f'{macro}={value!r}' for macro, value in given.items() if value]
   if options.tfds_data_dir:
     bindings.append(f'TFDS_DATA_DIR={options.tfds_data_dir!r}')
+  options.process_count = _check_processes(name, options)
   created_by = shlex.join(['prompt-tuning', *argv])
   _run_configured(_gin_name(name), options, bindings, created_by)
   return 0
@@ -315,11 +351,17 @@ def _make_parser(name: str) -> _Parser:
       help='check what can be checked without loading weights or data (settings, files, '
       'tasks), print what would run and the configuration',
   )
-  processes = parser.add_argument_group(
-      'several processes', "T5X's flags, refused so far: this version runs in one process"
+  group = parser.add_argument_group(
+      'several processes',
+      'the same command on every host, or several times on one, each with its index'
+      if name in _OF_PROCESSES
+      else f"T5X's flags; {name} runs in one process",
   )
-  for flag in _PROCESS_FLAGS:
-    processes.add_argument(f'--{flag}', metavar='…')
+  group.add_argument(
+      '--coordinator_address', metavar='HOST:PORT', help='where process 0 can be reached'
+  )
+  group.add_argument('--process_count', type=int, metavar='N', help='how many there are')
+  group.add_argument('--process_index', type=int, metavar='I', help='which this is, from 0')
   return parser
 
 
@@ -353,37 +395,51 @@ def _parse(parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:
   return options
 
 
-def _refuse_processes(options: argparse.Namespace) -> None:
-  """Refuses flags that would start as many runs in one folder as there are processes."""
+def _check_processes(name: str, options: argparse.Namespace) -> int:
+  """How many processes the flags ask for; 1 where there are none of them."""
   given = [f'--{flag}' for flag in _PROCESS_FLAGS if getattr(options, flag) is not None]
-  if given:
+  if not given:
+    return 1
+  if name not in _OF_PROCESSES:
+    raise _Usage(f'prompt-tuning: {", ".join(given)}: {name} runs in one process.')
+  if missing := [f'--{flag}' for flag in _PROCESS_FLAGS if f'--{flag}' not in given]:
     raise _Usage(
-        f'prompt-tuning: {", ".join(given)}: several processes are not supported yet, this '
-        'version runs in one. Leave these flags out.'
+        f'prompt-tuning: {", ".join(given)} given without {", ".join(missing)}. Several processes '
+        'need all three, for example --coordinator_address=localhost:1234 --process_count=2 '
+        '--process_index=0 (and 1).'
     )
+  from prompt_tuning_jax import processes
+
+  processes.check(options.coordinator_address, options.process_count, options.process_index)
+  return options.process_count
 
 
 def _run_configured(
     name: str, options: argparse.Namespace, bindings: Sequence[str], created_by: str
 ) -> None:
   """Builds a command's arguments with gin and calls its function with them."""
-  from prompt_tuning_jax import commands
+  from prompt_tuning_jax import commands, processes
   from prompt_tuning_jax.config import building, checks
 
-  _refuse_processes(options)
+  count = options.process_count
   paths = [path for path in options.gin_search_paths.split(',') if path]
   parsed = config.parse(name, options.gin_file, bindings, paths)
   function = registry.command_function(name)
   # These need no weights either.
   without_weights = options.dry_run or name in ('tasks', 'plan')
-  with building.dry_run() if without_weights else contextlib.nullcontext():
+  if count > 1 and not options.dry_run:
+    processes.join(options.coordinator_address, count, options.process_index)
+  with building.dry_run(count) if without_weights else contextlib.nullcontext():
     kwargs = parsed.kwargs()
-  for note in (*parsed.notes, *checks.check(name, kwargs)):
-    print(f'prompt-tuning: note: {note}', file=sys.stderr)
+  processes.check_same(parsed.operative_values(), 'their configuration')
+  notes = processes.from_main(lambda: checks.check(name, kwargs))
+  for note in (*parsed.notes, *notes):
+    if processes.is_main():
+      print(f'prompt-tuning: note: {note}', file=sys.stderr)
   if _accepts(function, 'created_by'):
     kwargs.setdefault('created_by', created_by)
   if name == 'infer':
-    kwargs['texts'] = options.texts or _texts_from_input(options)
+    kwargs['texts'] = options.texts or processes.from_main(lambda: _texts_from_input(options))
   if name == 'tasks':
     kwargs['examples'] = options.examples
   if options.dry_run:
@@ -397,7 +453,8 @@ def _run_configured(
       result = function(**kwargs)
   else:
     result = function(**kwargs)
-  commands.report(result)
+  if processes.is_main():
+    commands.report(result)
 
 
 def _accepts(function: Callable[..., Any], parameter: str) -> bool:

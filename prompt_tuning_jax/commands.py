@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
+from prompt_tuning_jax import processes
+from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
@@ -96,10 +96,8 @@ def evaluate(
   prompts: Any = [None]
   of_run: dict[str, Any] = {}
   if prompt_file:
-    found = {of_task.name: find_prompts(prompt_file, of_task.name) for of_task in tasks}
-    # Each is read once, and all of them before the first is evaluated.
-    read = {path: load_prompt(path) for path in itertools.chain(*found.values())}
-    prompts = {name: [read[path] for path in paths] for name, paths in found.items()}
+    names = [of_task.name for of_task in tasks]
+    prompts = processes.from_main(lambda: _read_prompts(prompt_file, names))
   elif checkpoint_path:
     run = restore_run(
         checkpoint_path, backbone, method, trainable, best_metric=best_metric
@@ -121,6 +119,13 @@ def evaluate(
       output_dir=output_dir,
       **of_run,
   )
+
+
+def _read_prompts(prompt_file: Any, tasks: Sequence[str]) -> dict[str, list[Prompt]]:
+  found = {task: find_prompts(prompt_file, task) for task in tasks}
+  # Each is read once, and all of them before the first is evaluated.
+  read = {path: load_prompt(path) for path in itertools.chain(*found.values())}
+  return {task: [read[path] for path in paths] for task, paths in found.items()}
 
 
 def infer(
@@ -161,7 +166,7 @@ def infer(
         'answers.',
         stacklevel=2,
     )
-  prompt = load_prompt(prompt_file) if prompt_file else None
+  prompt = processes.from_main(lambda: load_prompt(prompt_file)) if prompt_file else None
   shared = dict(placement=placement, batch_size=batch_size or _BATCH_SIZE)
   place = placement or (prompt and prompt.manifest.placement) or 'prefix'
   asked = [_example(text, as_placement(place)) for text in asked]
@@ -182,7 +187,7 @@ def infer(
       {'inputs': text, **(next(remaining) if text.strip() else {'prediction': ''})}
       for text in texts
   ]
-  if output_dir:
+  if output_dir and processes.is_main():
     os.makedirs(output_dir, exist_ok=True)
     write_jsonl(os.path.join(output_dir, 'inferences.jsonl'), answers)
   return [_answer_line(answer) for answer in answers]
@@ -222,7 +227,7 @@ def kept_config(model_dir: str, text: str) -> Iterator[None]:
   path = os.path.join(model_dir, 'config.gin')
 
   def write() -> None:
-    if jax.process_index() == 0:
+    if processes.is_main():
       os.makedirs(model_dir, exist_ok=True)
       with open(path + '.tmp', 'w', encoding='utf-8') as file:
         file.write(text)

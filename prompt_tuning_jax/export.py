@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from prompt_tuning_jax import artifact
+import jax
+
+from prompt_tuning_jax import artifact, partitioning, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.checkpoints.load import load_backbone
@@ -115,6 +117,8 @@ def write_outcome(
 ) -> tuple[artifact.Prompt | None, str | None]:
   """Writes what users keep of a state: the prompt, and the backbone where that was tuned.
 
+  Of several processes the main one writes; all of them call this, and get the artifact.
+
   Args:
     injection: the folded prompt; None where the model alone was tuned.
     params: the backbone's weights.
@@ -140,21 +144,25 @@ def write_outcome(
     )
   if injection is None:
     return None, backbone_path
-  prompt = artifact.save_prompt(
-      prompt_path,
-      injection,
-      # A prompt tuned together with its backbone is worth nothing without that.
-      backbone=load_backbone(backbone_path) if backbone_path else backbone,
-      method=type(method).__name__,
-      num_virtual_tokens=method.num_virtual_tokens,
-      placement=description['placement'],
-      task=description['task'],
-      feature_lengths=description['feature_lengths'],
-      metrics=saved.metrics,
-      step=saved.step,
-      created_by=created_by,
-  )
-  return prompt, backbone_path
+  injection = jax.tree.map(partitioning.whole, injection)
+
+  def save_prompt() -> artifact.Prompt:
+    return artifact.save_prompt(
+        prompt_path,
+        injection,
+        # A prompt tuned together with its backbone is worth nothing without that.
+        backbone=load_backbone(backbone_path) if backbone_path else backbone,
+        method=type(method).__name__,
+        num_virtual_tokens=method.num_virtual_tokens,
+        placement=description['placement'],
+        task=description['task'],
+        feature_lengths=description['feature_lengths'],
+        metrics=saved.metrics,
+        step=saved.step,
+        created_by=created_by,
+    )
+
+  return processes.from_main(save_prompt), backbone_path
 
 
 def export(
@@ -203,7 +211,9 @@ def export(
     )
   if export_path is None:
     return output
-  export_prompt(load_prompt(output), export_path, backbone, base_model=base_model)
+  processes.from_main(
+      lambda: export_prompt(load_prompt(output), export_path, backbone, base_model=base_model)
+  )
   return export_path
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.typing import KV_FIELDS, Array, Injection
 
@@ -164,8 +165,11 @@ def keys_values_of(words: str, backbone: Backbone) -> Initializer:
       )
     # Whoever traces the initialiser gets numbers, not tracers of a program that ends.
     with jax.ensure_compile_time_eval():
-      found = backbone.module.keys_and_values(backbone.params, np.resize(tokens, length))
-    return jax.tree.map(np.asarray, found)
+      compute = backbone.module.keys_and_values
+      if backbone.mesh is not None:
+        compute = jax.jit(compute)
+      found = compute(backbone.params, np.resize(tokens, length))
+    return jax.tree.map(partitioning.whole, found)
 
   def init(key, shape, dtype=jnp.float32, *, site):
     del key  # Nothing is random here.

@@ -10,13 +10,15 @@ computing every example on every device. Prompts are small and are copied everyw
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from prompt_tuning_jax import processes
 from prompt_tuning_jax.typing import Array, PyTree
 
 # Logical axis → mesh axis; None replicates. T5X's rules for parameters that are split over
@@ -45,7 +47,7 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
 
   Args:
     model: devices that share one copy of the model; the rest of their number is `data`.
-    devices: all of this process's by default.
+    devices: all there are, of every process, by default.
 
   Raises:
     ValueError: if `model` does not divide the number of devices.
@@ -55,7 +57,8 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
   if model < 1 or count % model:
     valid = [n for n in range(1, count + 1) if count % n == 0]
     raise ValueError(
-        f'model={model} does not divide the {count} devices there are. It may be '
+        f'NUM_PARTITIONS={model} (make_mesh.model), the devices that share a copy of the '
+        f'model, does not divide the {count} devices there are. It may be '
         f'{", ".join(map(str, valid))}.'
     )
   return jax.make_mesh(
@@ -106,6 +109,54 @@ def sharding(
   return NamedSharding(mesh, PartitionSpec(*partitions))
 
 
+def shardings(
+    mesh: Mesh, axes: PyTree, shapes: PyTree, rules: Rules = DEFAULT_RULES
+) -> PyTree:
+  """`sharding` of every array of a tree.
+
+  Args:
+    mesh: the devices.
+    axes: the logical names of each array's axes, as a PartitionSpec.
+    shapes: the arrays, or their shapes.
+    rules: the mesh axis of each logical name.
+  """
+  return jax.tree.map(lambda x, names: sharding(mesh, tuple(names), x.shape, rules), shapes, axes)
+
+
+def not_split(
+    mesh: Mesh, axes: PyTree, shapes: PyTree, rules: Rules = DEFAULT_RULES
+) -> dict[str, dict[str, int]]:
+  """Logical axes, with their sizes, that rules would split and the mesh does not divide.
+
+  Returns:
+    By each axis of the mesh that has several devices and is named by a rule.
+
+  Raises:
+    ValueError: if such an axis of the mesh splits no array at all.
+  """
+  divided: dict[str, dict[str, int]] = {}
+  undivided: dict[str, dict[str, int]] = {}
+  for names, x in zip(
+      jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec)),
+      jax.tree.leaves(shapes),
+      strict=True,
+  ):
+    for name, size in zip(tuple(names), x.shape, strict=True):
+      mesh_axis = dict(rules).get(name)
+      if mesh_axis in mesh.shape and mesh.shape[mesh_axis] > 1:
+        fits = size % mesh.shape[mesh_axis] == 0
+        (divided if fits else undivided).setdefault(mesh_axis, {})[name] = size
+  for mesh_axis, sizes in undivided.items():
+    if mesh_axis not in divided:
+      named = ', '.join(f'{name} {size:,}' for name, size in sizes.items())
+      raise ValueError(
+          f'The {mesh.shape[mesh_axis]} devices of the mesh axis {mesh_axis!r} divide none of the '
+          f'sizes of this model that are split over it ({named}), so that each would hold all of '
+          'it. Choose NUM_PARTITIONS among the divisors of these sizes, or 1.'
+      )
+  return undivided
+
+
 def constrain_rows(x: Array) -> Array:
   """`x` [B, …] split by rows over the devices of the current mesh; without one as it is.
 
@@ -134,12 +185,33 @@ def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
   """
   count = 1 if mesh is None else mesh.shape['data']
   if rows % count:
-    below, above = rows // count * count, -(-rows // count) * count
+    rows_that_fit = [n for n in (rows // count * count, -(-rows // count) * count) if n]
+    divisors = [n for n in range(1, mesh.size + 1) if mesh.size % n == 0]
+    that_share = [n for n in divisors if rows % (mesh.size // n) == 0]
     raise ValueError(
         f'{what.format(rows)} does not divide among the {count} parts into which the mesh '
-        f'{dict(mesh.shape)} splits a batch. Use {" or ".join(str(n) for n in (below, above) if n)}'
-        ', or more devices for a copy of the model (NUM_PARTITIONS).'
+        f'{dict(mesh.shape)} splits a batch. Use {" or ".join(map(str, rows_that_fit))} rows, or '
+        'let more devices share a copy of the model: NUM_PARTITIONS='
+        f'{" or ".join(map(str, that_share))}.'
     )
+
+
+def check_batch(mesh: Mesh | None, rows: int, microbatches: int, what: str) -> None:
+  """`check_rows` of the batch of a train step and of its parts.
+
+  Raises:
+    ValueError: also where several processes have no mesh, and would each train a model of
+      their own.
+  """
+  if mesh is None and jax.process_count() > 1:
+    raise ValueError(
+        f'{jax.process_count()} processes train together only on a mesh of all devices: load '
+        'the backbone with mesh=partitioning.make_mesh().'
+    )
+  check_rows(mesh, rows, what)
+  if microbatches > 1:
+    of_part = f'a part of {{}} rows ({what.format(rows)} in MICROBATCHES={microbatches})'
+    check_rows(mesh, rows // microbatches, of_part)
 
 
 def data_share(mesh: Mesh | None) -> tuple[int, int]:
@@ -182,6 +254,19 @@ def place_rows(tree: PyTree, mesh: Mesh | None) -> PyTree:
   return jax.tree.map(place, tree)
 
 
+def split_rows(x: Any, mesh: Mesh | None) -> Any:
+  """`x` [B, …], the same in every process, split by rows over the devices.
+
+  Rows that the devices do not divide are copied to all of them. None leaves it alone.
+  """
+  if mesh is None:
+    return x
+  x = np.asarray(x)
+  divides = len(x) % mesh.shape['data'] == 0
+  spec = PartitionSpec('data' if divides else None, *(None,) * (x.ndim - 1))
+  return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+
 class PlacedBatches:
   """Batches by their step, each with its rows split over the devices."""
 
@@ -199,6 +284,29 @@ def own_rows(x: Array) -> np.ndarray:
     return np.asarray(x)
   parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
   return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def whole(x: Any) -> np.ndarray:
+  """All of `x` on the host; where processes share it, every one of them must ask for it."""
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    x = _replicated_on(x.sharding.mesh)(x)
+  return np.asarray(x)
+
+
+def whole_in_main(tree: PyTree) -> PyTree | None:
+  """The tree with all arrays `whole` in the main process, which writes it; None in others."""
+  leaves, structure = jax.tree.flatten(tree)
+  held = []
+  for leaf in leaves:
+    array = whole(leaf)
+    if processes.is_main():
+      held.append(array)
+  return structure.unflatten(held) if processes.is_main() else None
+
+
+@functools.cache
+def _replicated_on(mesh: Mesh) -> Callable[[Array], Array]:
+  return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:

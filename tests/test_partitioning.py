@@ -53,7 +53,7 @@ def test_rules_of_one_s_own_and_what_they_may_name(specs):
 def test_a_mesh_of_what_is_there():
   mesh = partitioning.make_mesh()
   assert dict(mesh.shape) == {'data': len(jax.devices()), 'model': 1}
-  with pytest.raises(ValueError, match=r'model=3 does not divide .* may be 1'):
+  with pytest.raises(ValueError, match=r'NUM_PARTITIONS=3 .* does not divide .* may be 1'):
     partitioning.make_mesh(3)
 
 

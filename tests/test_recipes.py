@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 
+import jax
 import pytest
 
 from prompt_tuning_jax import cli, config
@@ -51,7 +52,11 @@ def test_an_overlay_says_in_its_first_line_what_it_changes():
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(recipe, tmp_path, capsys):
+def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(
+    recipe, tmp_path, capsys, monkeypatch
+):
+  # On one device; a batch of ten, which one of them has, does not divide among four.
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
   command = _command(recipe)
   folder = 'EVAL_OUTPUT_DIR' if command == 'evaluate' else 'MODEL_DIR'
   flags = [f'--gin_file={recipe}', f'--gin.{folder}={tmp_path}/run', '--dry_run']

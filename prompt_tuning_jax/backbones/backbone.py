@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import Array, BackboneSpec, PyTree
 
@@ -23,6 +24,7 @@ class Backbone:
     vocabulary: the vocabulary it was trained with.
     source: where the weights come from.
     mesh: the devices that the weights are split over; None is one device.
+    rules: which axes of the weights are split over which axis of the mesh.
   """
 
   def __init__(
@@ -35,12 +37,14 @@ class Backbone:
       source: str = '',
       fingerprint: Callable[[PyTree], str] | str = '',
       mesh: Mesh | None = None,
+      rules: partitioning.Rules = partitioning.DEFAULT_RULES,
   ):
     self.name = name
     self.module = module
     self.vocabulary = vocabulary
     self.source = source
     self.mesh = mesh
+    self.rules = rules
     self._load_params = load_params
     self._fingerprint = fingerprint
 
@@ -77,4 +81,10 @@ class Backbone:
   @property
   def embedding_VD(self) -> Array:
     """The token embedding table [V, D], from which prompts may be initialised."""
-    return self.params['token_embedder']['embedding']
+    table_VD = self.params['token_embedder']['embedding']
+    if jax.process_count() == 1 or self.mesh is None:
+      return table_VD
+    # No process has all of it where several share the model. Whoever traces an initialiser
+    # gets numbers all the same.
+    with jax.ensure_compile_time_eval():
+      return partitioning.whole(table_VD)

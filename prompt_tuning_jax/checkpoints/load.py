@@ -111,6 +111,7 @@ def load_backbone(
       source=path,
       fingerprint=checkpoint.fingerprint or content_hash,
       mesh=mesh,
+      rules=rules,
   )
 
 

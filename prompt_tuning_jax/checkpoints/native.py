@@ -16,11 +16,11 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names
 from prompt_tuning_jax.checkpoints.source import (
@@ -63,7 +63,8 @@ def save_backbone(
 
   A new directory appears as a whole or not at all. A backbone that is already
   there is replaced once the new one is complete. Other files in the directory,
-  such as a model card, are kept.
+  such as a model card, are kept. Of several processes the main one writes; all have to
+  call this.
 
   Args:
     directory: where to; its parents are made.
@@ -85,9 +86,14 @@ def save_backbone(
         f'A backbone is stored as {" or ".join(_DTYPES)}, but dtype={dtype!r} was asked '
         'for. T5 overflows in float16; bfloat16 takes the same space.'
     )
-  flat = names.flatten_to_t5x(jax.device_get(params), config)
-  weights = cast(Weights.of(flat), jnp.dtype(dtype))
-  write_native(directory, config, weights, vocabulary, metadata=metadata)
+  held = partitioning.whole_in_main(params)
+
+  def write() -> None:
+    flat = names.flatten_to_t5x(held, config)
+    weights = cast(Weights.of(flat), jnp.dtype(dtype))
+    write_native(directory, config, weights, vocabulary, metadata=metadata)
+
+  processes.from_main(write)
 
 
 def write_native(

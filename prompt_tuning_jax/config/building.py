@@ -10,8 +10,11 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import load
@@ -21,17 +24,49 @@ from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 # In a dry run weights may be missing where the sizes are known, and texts stay unread.
 _dry_run = False
+# How many processes a dry run stands for; it sees the devices of one.
+_num_processes = 1
 
 
 @contextlib.contextmanager
-def dry_run() -> Iterator[None]:
+def dry_run(num_processes: int = 1) -> Iterator[None]:
   """In this context gin's objects are built as far as nothing large is read."""
-  global _dry_run
-  _dry_run = True
+  global _dry_run, _num_processes
+  _dry_run, _num_processes = True, num_processes
   try:
     yield
   finally:
-    _dry_run = False
+    _dry_run, _num_processes = False, 1
+
+
+def make_mesh(model: int = 1) -> Mesh | None:
+  """A mesh of all devices; None where there is one, and in a dry run of several processes.
+
+  Args:
+    model: devices that share one copy of the model, NUM_PARTITIONS.
+
+  Raises:
+    ValueError: if `model` does not divide the number of devices.
+  """
+  if _num_processes > 1 or (model == 1 and jax.device_count() == 1):
+    return None
+  return partitioning.make_mesh(model)
+
+
+def logical_axis_rules(parameter_partitioning_dims: int = 1) -> partitioning.Rules:
+  """T5X's rules for parameters that are split over one or over both axes of the mesh.
+
+  Args:
+    parameter_partitioning_dims: 1 splits them over `model`; 2 over `data` as well, so that
+      they are gathered layer by layer.
+  """
+  rules = {1: partitioning.DEFAULT_RULES, 2: partitioning.FULLY_SHARDED_RULES}
+  if parameter_partitioning_dims not in rules:
+    raise ValueError(
+        f'PARAMETER_PARTITIONING_DIMS is {parameter_partitioning_dims!r}; it may be 1 (split over '
+        "the mesh's axis 'model') or 2 (over 'data' as well)."
+    )
+  return rules[parameter_partitioning_dims]
 
 
 def load_backbone(
@@ -42,6 +77,8 @@ def load_backbone(
     max_distance: int | None = None,
     vocabulary: Vocabulary | str | None = None,
     remat: str = 'none',
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
 ) -> Backbone:
   """`checkpoints.load.load_backbone` for gin files that also state the model's sizes.
 
@@ -62,15 +99,21 @@ def load_backbone(
           'sizes are not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it '
           'first.'
       )
-    return _absent(os.fspath(where), module, vocabulary)
+    return _absent(os.fspath(where), module, vocabulary, mesh, rules)
   try:
     backbone = load.load_backbone(
-        where, dtype=dtype, max_distance=max_distance, vocabulary=vocabulary, remat=remat
+        where,
+        dtype=dtype,
+        mesh=mesh,
+        rules=rules,
+        max_distance=max_distance,
+        vocabulary=vocabulary,
+        remat=remat,
     )
   except (FileNotFoundError, ValueError):
     if not _dry_run or config is None or os.path.exists(where):
       raise
-    return _absent(os.fspath(where), module, vocabulary)
+    return _absent(os.fspath(where), module, vocabulary, mesh, rules)
   if config is not None and backbone.spec != T5(config).spec:
     raise ValueError(
         f'{where} holds a model of other sizes ({backbone.spec}) than MODEL_CONFIG says '
@@ -80,7 +123,13 @@ def load_backbone(
   return backbone
 
 
-def _absent(where: str, module: T5, vocabulary: Vocabulary | str | None) -> Backbone:
+def _absent(
+    where: str,
+    module: T5,
+    vocabulary: Vocabulary | str | None,
+    mesh: Mesh | None,
+    rules: partitioning.Rules,
+) -> Backbone:
   def load_params():
     raise FileNotFoundError(f'{where} is not on this machine.')
 
@@ -88,7 +137,7 @@ def _absent(where: str, module: T5, vocabulary: Vocabulary | str | None) -> Back
     vocabulary = open_vocabulary(vocabulary)
   name = '/'.join(where.rstrip('/').split('/')[-2:])
   source = f'{where} (not on this machine)'
-  return Backbone(name, module, vocabulary, load_params, source=source)
+  return Backbone(name, module, vocabulary, load_params, source=source, mesh=mesh, rules=rules)
 
 
 def vocabulary_of(backbone: Backbone) -> Vocabulary:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from prompt_tuning_jax import targets
+from prompt_tuning_jax import partitioning, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.config import errors
@@ -51,7 +52,11 @@ def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
   for argument, macro in (('task', 'MIXTURE_OR_TASK_NAME'), ('split', 'SPLIT')):
     if command != 'tasks' and kwargs.get(argument, '') is None:
       raise ValueError(f'{macro} is None, but {command} needs it:{errors.how_to_set(macro)}')
-  return _CHECKS[command](**kwargs) or []
+  notes = _CHECKS[command](**kwargs) or []
+  backbone = kwargs.get('backbone')
+  if backbone is not None:
+    notes += _check_mesh(backbone.mesh, backbone.rules, backbone.module)
+  return notes
 
 
 def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
@@ -116,6 +121,7 @@ def _check_train(
   loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period)
   StateSaver(model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode)
   check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
+  partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
   _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
   count = 0 if method is None else method.num_virtual_tokens
@@ -243,19 +249,25 @@ def _check_pretrain(
     config: Any = None,
     vocabulary: Any = None,
     backbone: Backbone | None = None,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
     microbatches: int = 1,
     checkpoint_period: int = 500,
     log_period: int = 50,
     **others: Any,
-) -> None:
+) -> list[str]:
   del others
+  notes = []
   # A backbone that is not on the machine of a dry run has no vocabulary there.
   if backbone is None or backbone.vocabulary is not None:
     module, _ = pretrain.starting_point(config, backbone, vocabulary)
     shapes = jax.eval_shape(module.init_params, jax.random.key(0))
     trainable_lib.split({'backbone': shapes}, trainable_lib.as_labelling(trainable, None))
-  pretrain.check_components(components, microbatches)
+    if backbone is None:
+      notes = _check_mesh(mesh, rules, module)
+  pretrain.check_components(components, microbatches, backbone.mesh if backbone else mesh)
   loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
+  return notes
 
 
 def _check_tasks(
@@ -291,6 +303,25 @@ _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'tasks': _check_tasks,
     'plan': _check_plan,
 }
+
+
+def _check_mesh(mesh: Mesh | None, rules: partitioning.Rules, module: Any) -> list[str]:
+  """Checks that the mesh can hold the model; notes what it cannot split."""
+  if mesh is None:
+    return []
+  partitioning.data_share(mesh)
+  axes = module.logical_axes()
+  shapes = jax.eval_shape(module.init_params, jax.random.key(0))
+  partitioning.shardings(mesh, axes, shapes, rules)
+  notes = []
+  for mesh_axis, sizes in partitioning.not_split(mesh, axes, shapes, rules).items():
+    named = ', '.join(f'{name} ({size:,})' for name, size in sizes.items())
+    count = mesh.shape[mesh_axis]
+    note = f"The {count} devices of the mesh axis {mesh_axis!r} do not divide the model's {named}"
+    if 'heads' in sizes:
+      note += f', so that the {count} compute attention together and not each some heads'
+    notes.append(f'{note}; what has only such axes is copied to each of them.')
+  return notes
 
 
 def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:

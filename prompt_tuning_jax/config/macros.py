@@ -60,6 +60,21 @@ def _are_texts(value: Any) -> bool:
   return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_text, value))
 
 
+def _are_rules(value: Any) -> bool:
+  return (
+      isinstance(value, (list, tuple))
+      and bool(value)
+      and all(
+          isinstance(rule, (list, tuple))
+          and len(rule) == 2
+          and _is_text(rule[0])
+          and (rule[1] is None or _is_text(rule[1]))
+          for rule in value
+      )
+      and len({rule[0] for rule in value}) == len(value)
+  )
+
+
 def _are_lengths(value: Any) -> bool:
   return (
       isinstance(value, Mapping)
@@ -95,6 +110,11 @@ _DIVISOR = Kind(
     lambda v: _is_text(v) or (_is_number(v) and v > 0),
 )
 _LENGTHS = Kind("a dict with tokens, at least 1, for 'inputs' and 'targets'", _are_lengths)
+_DIMS = Kind('1 or 2', lambda v: _is_whole(v) and v in (1, 2))
+_RULES = Kind(
+    "a list with one pair for each logical axis, such as ('mlp', 'model') or ('layers', None)",
+    _are_rules,
+)
 _PLACEMENT = Kind(
     "a name such as 'prefix', or a template such as '{3} {inputs} {3}'",
     lambda v: _is_text(v) or (isinstance(v, (list, tuple, Mapping)) and bool(v)),
@@ -190,14 +210,24 @@ MACROS: Mapping[str, Macro] = {
         True,
     ),
     'DTYPE': Macro("type of the computation: 'float32' or 'bfloat16'", "'float32'", _TEXT),
+    'NUM_PARTITIONS': Macro(
+        'devices that share one copy of the model; the others split the batch', '8', _COUNT
+    ),
+    'PARAMETER_PARTITIONING_DIMS': Macro(
+        'axes of the mesh that parameters are split over: 1 is NUM_PARTITIONS, 2 is all devices, '
+        'which gather them layer by layer',
+        '2',
+        _DIMS,
+    ),
+    'LOGICAL_AXIS_RULES': Macro(
+        "which axis of the mesh, 'data', 'model' or None, each logical axis is split over",
+        "[('batch', 'data'), ('vocab', 'model'), ('mlp', 'model'), ('heads', 'model'), "
+        "('joined_kv', 'model'), ('embed', 'data'), ('layers', None), "
+        "('relpos_buckets', None)]",
+        _RULES,
+    ),
     'BACKBONE': Macro('the pretrained model', '@backbone/gin.singleton()', _OBJECT),
     'MODEL_CONFIG': Macro('sizes of the model', '@T5Config()', _OBJECT, True),
-    'NUM_PARTITIONS': Macro('devices that share a copy of the model', '8', _COUNT),
-    'PARAMETER_PARTITIONING_DIMS': Macro(
-        'axes of the mesh that parameters are split over: 1 is NUM_PARTITIONS, 2 is all devices',
-        '2',
-        Kind('1 or 2', lambda v: v in (1, 2) and not isinstance(v, bool)),
-    ),
     'PLAN_TARGET': Macro(
         "devices to plan for: '8xH100-80GB', 'v5e-8', 'here'", "'8xH100-80GB'", _TEXT
     ),

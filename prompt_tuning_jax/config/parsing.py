@@ -65,6 +65,11 @@ class Config:
     """All values that counted so far, as a gin file that sets them again."""
     return gin.operative_config_str(max_line_length=90)
 
+  def operative_values(self) -> dict[str, str]:
+    """The same, each value as a text by what it is set to."""
+    lines = gin.operative_config_str(max_line_length=10**6).splitlines()
+    return dict(line.split(' = ', 1) for line in lines if ' = ' in line and line[0] != '#')
+
   def full(self) -> str:
     """All values of all files and flags, whether used or not, as a gin file."""
     return gin.config_str(max_line_length=90)

@@ -19,6 +19,8 @@ import gin
 # Function by its name in gin, as module:attribute; imported when a command needs gin.
 _FUNCTIONS: Mapping[str, str] = {
     'load_backbone': 'config.building:load_backbone',
+    'make_mesh': 'config.building:make_mesh',
+    'logical_axis_rules': 'config.building:logical_axis_rules',
     'T5Config': 'backbones.t5:T5Config',
     'Vocabulary': 'data.vocabularies:open_vocabulary',
     'SoftPrompt': 'methods.soft_prompt:SoftPrompt',

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.typing import Array, Injection, PyTree
 
@@ -69,7 +70,8 @@ def best_choices(
   Args:
     module: the backbone's module.
     params: its weights.
-    encoder_input_tokens_BS: inputs, virtual tokens included.
+    encoder_input_tokens_BS: inputs, virtual tokens included. Where processes share it, each of
+      them searches for all of its rows, so that they ask for the same passes.
     tree: the choices.
     injection: the prompt, or None.
 
@@ -77,17 +79,17 @@ def best_choices(
     numbers [B] of the choices and their log-probabilities [B], natural logarithms. For a row
     of padding nothing is searched: it has choice 0 and the score 0.
   """
-  inputs_BS = np.asarray(encoder_input_tokens_BS)
-  encoded_BSD = _encode(module, params, inputs_BS, injection)
+  inputs_BS = partitioning.whole(encoder_input_tokens_BS)
+  encoded_BSD = _encode(module, params, encoder_input_tokens_BS, injection)
   best_B, scores_B = np.zeros(len(inputs_BS), int), np.zeros(len(inputs_BS))
   searches = {row: _Search(tree) for row, tokens in enumerate(inputs_BS) if tokens.any()}
   while searches:
     chosen = {row: search.likeliest(_AT_ONCE) for row, search in searches.items()}
-    log_probs_KBV = np.asarray(
+    log_probs_KBV = partitioning.whole(
         _next_log_probs(
             module,
             params,
-            inputs_BS,
+            encoder_input_tokens_BS,
             encoded_BSD,
             *_padded(chosen, len(inputs_BS)),
             injection,

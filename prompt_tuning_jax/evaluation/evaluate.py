@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from prompt_tuning_jax import partitioning
+from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
@@ -31,7 +31,7 @@ from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask, own_numbers
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
-from prompt_tuning_jax.evaluation import best_first, hosts, ranking
+from prompt_tuning_jax.evaluation import best_first, ranking
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
@@ -171,7 +171,7 @@ class Evaluator:
     model = (self._backbone.module, self._backbone.params if params is None else params)
     predict = self._rank if self._choices is not None else self._generate
     with partitioning.on(self._backbone.mesh):
-      found = hosts.gathered(list(predict(model, injection)))
+      found = processes.gathered(list(predict(model, injection)))
     # Processes that share a copy of the model found the same.
     found = {number: prediction for number, *prediction in found}
     predictions = [self._prediction(number, *found[number]) for number in sorted(found)]
@@ -204,12 +204,12 @@ class Evaluator:
 
   def _rank(self, model, injection) -> Iterator[tuple[int, str, dict[str, Any]]]:
     classes = self.task.label_classes
-    for batch, numbers in self._each_batch('ranking'):
+    for batch, numbers, of_batch in self._each_batch('ranking'):
       if self._tree is not None:
         best_B, scores_B = best_first.best_choices(
             *model, batch.encoder_input_tokens, self._tree, injection
         )
-        for number, best, score in zip(numbers, best_B, scores_B):
+        for number, best, score in zip(of_batch, best_B, scores_B):
           yield int(number), classes[best], {'score': float(score)}
         continue
       scores_BC = ranking.score_choices(
@@ -227,31 +227,34 @@ class Evaluator:
 
   def _generate(self, model, injection) -> Iterator[tuple[int, str, dict[str, Any]]]:
     vocabulary = self._backbone.vocabulary
-    for batch, numbers in self._each_batch('decoding'):
+    for batch, numbers, of_batch in self._each_batch('decoding'):
       decoded = self._decoding(
           *model,
           batch.encoder_input_tokens,
           injection,
           eos_id=vocabulary.eos_id,
-          numbers=numbers,
+          numbers=of_batch,
       )
       tokens_BKT, scores_BK = map(partitioning.own_rows, decoded)
       for number, tokens_T, score in zip(numbers, tokens_BKT[:, -1], scores_BK[:, -1]):
         yield int(number), vocabulary.decode(tokens_T), {'score': float(score)}
 
-  def _each_batch(self, what: str) -> Iterator[tuple[Any, np.ndarray]]:
-    """This process's rows of every batch, and the numbers of their examples."""
+  def _each_batch(self, what: str) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Every batch, and the numbers of the examples of this process's rows and of all rows."""
     shown = tqdm.tqdm(
         self._batches,
         desc=f'{what} {self.task.name}',
         unit='batch',
-        disable=None if self._progress else True,  # None: only on a terminal
+        # None: only on a terminal.
+        disable=None if self._progress and processes.is_main() else True,
         leave=False,
         file=sys.stderr,
     )
     for batch, numbers in shown:
       placed = partitioning.place_rows(batch, self._backbone.mesh)
-      yield placed, numbers[self._batches.rows]
+      own = numbers[self._batches.rows]
+      # Without a mesh this process's rows are all that its devices see.
+      yield placed, own, own if self._backbone.mesh is None else numbers
 
   def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
     raw = self.task.example(index)
@@ -292,10 +295,10 @@ class Evaluator:
   def _score_targets(self, model, injection) -> list[float]:
     """Log-probability of each example's own target."""
     scores: list[tuple[int, float]] = []
-    for batch, numbers in self._each_batch('scoring'):
+    for batch, numbers, _ in self._each_batch('scoring'):
       scores_B = partitioning.own_rows(ranking.score_targets(*model, batch, injection))
       scores += zip(numbers.tolist(), scores_B.tolist())
-    found = dict(hosts.gathered(scores))
+    found = dict(processes.gathered(scores))
     return [found[number] for number in sorted(found)]
 
 

@@ -91,12 +91,12 @@ def generate(
       decoded = decoding(
           backbone.module,
           params,
-          partitioning.place_rows(tokens_BS, backbone.mesh),
+          partitioning.split_rows(tokens_BS, backbone.mesh),
           inputs.injection,
           eos_id=backbone.vocabulary.eos_id,
           numbers=numbers,
       )
-    for number, tokens_T in zip(numbers, np.asarray(decoded.tokens_BKT)[:, -1]):
+    for number, tokens_T in zip(numbers, partitioning.whole(decoded.tokens_BKT)[:, -1]):
       answers[number] = backbone.vocabulary.decode(tokens_T)
   return answers
 
@@ -150,12 +150,12 @@ def rank(
       scores_BC = ranking.score_choices(
           backbone.module,
           params,
-          partitioning.place_rows(tokens_BS, backbone.mesh),
+          partitioning.split_rows(tokens_BS, backbone.mesh),
           choices_CT,
           inputs.injection,
           normalize_by_length=normalize_by_length,
       )
-    scores_BC = np.asarray(scores_BC)
+    scores_BC = partitioning.whole(scores_BC)
     for number, best, scores_C in zip(
         numbers, ranking.best_choice(scores_BC), scores_BC.tolist()
     ):

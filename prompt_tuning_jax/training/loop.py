@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
+from prompt_tuning_jax import processes
 from prompt_tuning_jax.training.metrics_writer import MetricsWriter
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState
@@ -70,7 +71,7 @@ def _is_multiple(step: int, period: int) -> bool:
 
 
 class Interrupted(Exception):
-  """SIGTERM or SIGINT came; the state was saved before this was raised."""
+  """SIGTERM or SIGINT came, to any process; the state was saved before this was raised."""
 
 
 def run(
@@ -103,7 +104,7 @@ def run(
     source_name: name of the mixture component that a step's batch comes from; the loss of
       each is then logged as well.
     description: what the states belong to, kept beside each of them.
-    progress: whether to show the progress line.
+    progress: whether to show the progress line; the main process does.
 
   Returns:
     The state after the last step.
@@ -113,6 +114,7 @@ def run(
       stays saved.
     Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
+  processes.check_same(dataclasses.asdict(config), 'steps and periods')
   if (restored := saver.restore(state)) is not None:
     state, _ = restored
   step = int(state.step)
@@ -129,6 +131,7 @@ def run(
   if step >= config.train_steps and not unmeasured:
     return state
 
+  any_process = processes.AnyProcess()
   with _Log(saver, step, config, source_name, progress) as log, _stop_signal() as stop:
 
     def evaluate_state() -> None:
@@ -143,17 +146,17 @@ def run(
       state, metrics = train_step(state, frozen, batches[step])
       step += 1
       log.end_step(step, metrics)
-      stopping = stop.is_set()
+      stopping = any_process(stop.is_set())
       saving = stopping or config.saves_at(step)
       if saving or step % config.log_period == 0:
         log.flush(state)  # Raises where the state is not fit to be saved.
       if saving:
         saver.save(step, state, description=description)
       if stopping:
-        raise Interrupted(
+        raise processes.shared(Interrupted(
             f'Stopped at step {step} of {config.train_steps}; its state is in '
             f'{saver.path(step)}. Run the same command again to go on.'
-        )
+        ))
       if evaluate is not None and config.evaluates_at(step):
         evaluate_state()
   return state
@@ -202,14 +205,16 @@ class _Log:
     self._source_name = source_name
     self._pending: list[tuple[int, dict]] = []  # Metrics still on the device.
     self._seconds = 0.0
-    self._writer = MetricsWriter(saver.model_dir, resume_step=step)
+    self._writer = None
+    if processes.is_main():
+      self._writer = MetricsWriter(saver.model_dir, resume_step=step)
     # A terminal is redrawn often, a log file gets a line now and then.
     interval = 0.2 if sys.stderr.isatty() else 30.0
     self._bar = tqdm.tqdm(
         total=config.train_steps,
         initial=step,
         unit='step',
-        disable=not progress,
+        disable=not (progress and processes.is_main()),
         file=sys.stderr,
         mininterval=interval,
         maxinterval=max(interval, 10.0),
@@ -221,7 +226,8 @@ class _Log:
 
   def __exit__(self, *exception: object) -> None:
     self._bar.close()
-    self._writer.close()
+    if self._writer is not None:
+      self._writer.close()
 
   def begin_step(self) -> None:
     """Starts the clock; what is done between two steps does not count."""
@@ -250,7 +256,7 @@ class _Log:
     fetched = jax.device_get([metrics for _, metrics in self._pending])
     self._seconds += time.perf_counter() - waited
     if not (all(math.isfinite(m['loss']) for m in fetched) and _is_finite(state.trainable)):
-      raise FloatingPointError(self._explain(steps, fetched))
+      raise processes.shared(FloatingPointError(self._explain(steps, fetched)))
     total = {name: sum(float(m[name]) for m in fetched) for name in fetched[0]}
     summary = {
         'train/loss': total['loss'] / max(total['loss_factor'], 1e-30),
@@ -271,7 +277,8 @@ class _Log:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes a record to metrics.jsonl and TensorBoard."""
-    self._writer.write(step, metrics)
+    if self._writer is not None:
+      self._writer.write(step, metrics)
 
   def _explain(self, steps: list[int], fetched: list[dict]) -> str:
     """Which step went wrong: the first whose loss or gradient is not finite."""

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from prompt_tuning_jax import processes
 from prompt_tuning_jax.training.description import differences
 
 _LOCK = 'run.lock'
@@ -30,7 +31,8 @@ class ModelDir:
         …
 
   Entering creates the folder, finds out whether it can be written, and takes its lock.
-  The lock is the kernel's, so it is gone with the process however that ends.
+  The lock is the kernel's, so it is gone with the process however that ends. Of several
+  processes the main one does all that; an error is every process's.
 
   Attributes:
     path: the folder.
@@ -42,6 +44,10 @@ class ModelDir:
     self._is_new = False
 
   def __enter__(self) -> ModelDir:
+    processes.from_main(self._enter)
+    return self
+
+  def _enter(self) -> None:
     try:
       os.makedirs(self.path, exist_ok=True)
       self._take_lock()
@@ -50,9 +56,10 @@ class ModelDir:
           f'MODEL_DIR {self.path} cannot be written: {error}. Set MODEL_DIR to a folder '
           'that you may write to.'
       ) from error
-    return self
 
   def __exit__(self, *exception: object) -> None:
+    if self._lock is None:
+      return
     with contextlib.suppress(FileNotFoundError):
       if self._is_new and not self._holds_states():
         os.unlink(os.path.join(self.path, _DESCRIPTION))
@@ -72,10 +79,15 @@ class ModelDir:
         method, optimiser, task, batch size, seed, …), as JSON values.
 
     Raises:
-      ValueError: if the folder holds a run of another description; says what differs.
+      ValueError: if the folder holds a run of another description, or another process has
+        another; says what differs.
     """
     # Through JSON and back, so that tuples and lists compare as what they become.
     description = json.loads(json.dumps(description))
+    processes.check_same(description, 'what they run')
+    processes.from_main(lambda: self._claim(description))
+
+  def _claim(self, description: dict[str, Any]) -> None:
     path = os.path.join(self.path, _DESCRIPTION)
     if os.path.exists(path) and not self._is_new and self._holds_states():
       before = _read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ class RunParameters:
   Attributes:
     tx: the optimiser of the trainable tree.
     frozen: the tree that is not differentiated.
-    template: shapes and types of a TrainState of the run.
+    template: shapes, types and places of a TrainState of the run.
   """
 
   def __init__(
@@ -54,7 +55,6 @@ class RunParameters:
     labelling = trainable_lib.as_labelling(trainable, method)
     self._trained, self.frozen = trainable_lib.split(params, labelling)
     self.tx = trainable_lib.make_optimizer(labelling, self._trained)
-    self.template = jax.eval_shape(self.initial_state)
 
   @classmethod
   def of(
@@ -65,6 +65,12 @@ class RunParameters:
     if method is not None:
       params['prompt'] = method.init(jax.random.key(seed), backbone.spec)['params']
     return cls(params, trainable, method, backbone.spec, backbone.mesh)
+
+  @functools.cached_property
+  def template(self) -> TrainState:
+    if self._mesh is None:
+      return jax.eval_shape(self.initial_state)
+    return _places(self.placed_state())
 
   @property
   def count(self) -> int:
@@ -80,7 +86,10 @@ class RunParameters:
 
   def placed_state(self) -> TrainState:
     """The same on the run's mesh: copies of a prompt everywhere, a model in its shards."""
-    return partitioning.replicate(self.initial_state(), self._mesh)
+    state = partitioning.replicate(self.initial_state(), self._mesh)
+    if self._mesh is not None:
+      self.template = _places(state)
+    return state
 
   def placement_of(self, state: TrainState) -> tuple[Any, Any] | None:
     """Where a step is to leave the state and its metrics; None without a mesh."""
@@ -95,3 +104,9 @@ class RunParameters:
       return None, params['backbone']
     injection = self._method.apply({'params': params['prompt']}, self._spec)
     return injection, params['backbone']
+
+
+def _places(state: TrainState) -> TrainState:
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import native
@@ -29,6 +31,7 @@ from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import check_microbatches, make_train_step
+from prompt_tuning_jax.typing import PyTree
 
 
 def pretrain(
@@ -40,6 +43,8 @@ def pretrain(
     config: T5Config | None = None,
     vocabulary: Vocabulary | str | None = None,
     backbone: Backbone | None = None,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
     loss: LossConfig = LossConfig(normalizing_factor='NUM_REAL_TARGET_TOKENS'),
     dropout_rate: float = 0.0,
     unroll: bool = False,
@@ -62,6 +67,9 @@ def pretrain(
     config: the architecture, to start from fresh weights; or
     backbone: a trained model to go on from, as LM adaptation does.
     vocabulary: of a fresh model, the SentencePiece file or a Vocabulary.
+    mesh: the devices that fresh weights are split over; those of a trained model where
+      there is one.
+    rules: which axes of fresh weights are split over which axis of the mesh.
     loss: z-loss, smoothing, normalisation.
     dropout_rate: 0 in T5 1.1's pretraining.
     unroll: compile each layer for itself, faster on a CPU (see `T5.unroll`).
@@ -84,7 +92,8 @@ def pretrain(
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
   module, vocabulary = starting_point(config, backbone, vocabulary)
-  check_components(components, microbatches)
+  mesh = mesh if backbone is None else backbone.mesh
+  check_components(components, microbatches, mesh)
   module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
   labelling = trainable_lib.as_labelling(trainable, None)
   periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
@@ -107,35 +116,39 @@ def pretrain(
         'random_seed': random_seed,
     }
     folder.claim(description)
-    batches = PretrainingBatches(components, vocabulary, seed=random_seed)
-    if backbone is not None:
-      params = backbone.params
-    else:
-      params = jax.jit(module.init_params)(jax.random.key(random_seed))
-    parameters = RunParameters({'backbone': params}, labelling)
-    if progress:
+    share, shares = partitioning.data_share(mesh)
+    batches = PretrainingBatches(
+        components, vocabulary, seed=random_seed, process_index=share, process_count=shares
+    )
+    params = backbone.params if backbone else _fresh(module, random_seed, mesh, rules)
+    parameters = RunParameters({'backbone': params}, labelling, mesh=mesh)
+    if progress and processes.is_main():
       print(
           _summary(module, backbone, batches, train_steps, description, parameters.count),
           file=sys.stderr,
       )
-    state = loop.run(
-        parameters.initial_state(),
-        parameters.frozen,
-        make_train_step(
-            None,
-            module,
-            parameters.tx,
-            loss=loss,
-            microbatches=microbatches,
-            seed=random_seed,
-        ),
-        batches,
-        periods,
-        saver=saver,
-        source_name=batches.component_name,
-        description=description,
-        progress=progress,
+    state = parameters.placed_state()
+    train_step = make_train_step(
+        None,
+        module,
+        parameters.tx,
+        loss=loss,
+        microbatches=microbatches,
+        seed=random_seed,
+        placement=parameters.placement_of(state),
     )
+    with partitioning.on(mesh):
+      state = loop.run(
+          state,
+          parameters.frozen,
+          train_step,
+          partitioning.PlacedBatches(batches, mesh),
+          periods,
+          saver=saver,
+          source_name=batches.component_name,
+          description=description,
+          progress=progress,
+      )
     _, weights = parameters.folded(state.trainable)
     path = os.path.join(model_dir, 'backbone')
     native.save_backbone(
@@ -178,14 +191,23 @@ def starting_point(
   return module, vocabulary
 
 
-def check_components(components: Sequence[Component], microbatches: int) -> None:
+def check_components(
+    components: Sequence[Component], microbatches: int, mesh: Mesh | None = None
+) -> None:
   """Raises ValueError unless every component's batches can be cut into so many parts."""
   for component in components:
-    check_microbatches(
-        microbatches,
-        component.batch_size,
-        f'the batch_size={{}} of component {component.name!r}',
-    )
+    what = f'the batch_size={{}} of component {component.name!r}'
+    check_microbatches(microbatches, component.batch_size, what)
+    partitioning.check_batch(mesh, component.batch_size, microbatches, what)
+
+
+def _fresh(module: T5, seed: int, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:
+  """Weights drawn from the seed, on a mesh each device its shards."""
+  if mesh is None:
+    return jax.jit(module.init_params)(jax.random.key(seed))
+  shapes = jax.eval_shape(module.init_params, jax.random.key(0))
+  places = partitioning.shardings(mesh, module.logical_axes(), shapes, rules)
+  return jax.jit(lambda: module.init_params(jax.random.key(seed)), out_shardings=places)()
 
 
 def _summary(

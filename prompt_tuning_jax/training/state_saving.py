@@ -5,6 +5,9 @@ sum of every file and of itself joins them, and the folder gets its name. So a r
 killed at any moment leaves its last committed step intact, and a flipped bit, which Orbax
 does not notice, is found before anything is restored. A step that is damaged is named and
 passed over for the one before it.
+
+Of several processes the main one alone reads and writes; every process calls the public
+methods, and is told what that found.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
+from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.checkpoints.source import (
     canonical_json,
     file_sha256,
@@ -83,7 +87,7 @@ class StateSaver:
     self.keep = keep
     self.best_metric = best_metric
     self.best_mode = best_mode
-    self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    self._checkpointer = _checkpointer()
 
   def path(self, step: int) -> str:
     """Folder of a step's state."""
@@ -107,9 +111,16 @@ class StateSaver:
       OSError: if the state cannot be written; older steps are intact and nothing
         partial stays behind.
     """
+    held = partitioning.whole_in_main(state)
+    return processes.from_main(
+        lambda: self._save(step, dict(_named_leaves(held)), description)
+    )
+
+  def _save(
+      self, step: int, arrays: dict[str, np.ndarray], description: Mapping[str, Any] | None
+  ) -> str:
     path = self.path(step)
     unfinished = path + '.tmp'
-    arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(jax.device_get(state))}
     self._remove_unfinished()
     try:
       os.makedirs(unfinished)
@@ -142,34 +153,41 @@ class StateSaver:
 
   def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Keeps what was measured at a saved step; the best state is chosen by it."""
-    path = self.path(step)
-    manifest = _read_manifest(path)
-    _write_manifest(path, manifest | {'metrics': plain(metrics)})
-    self._remove_superseded(step)
+
+    def record() -> None:
+      path = self.path(step)
+      manifest = _read_manifest(path)
+      _write_manifest(path, manifest | {'metrics': plain(metrics)})
+      self._remove_superseded(step)
+
+    processes.from_main(record)
 
   def all(self) -> list[Saved]:
     """Every committed state, oldest first; what else lies there is named in a warning."""
-    for why in self._others().values():
-      warnings.warn(f'{why} It is ignored.', stacklevel=2)
-    return self._committed()
+
+    def committed() -> list[Saved]:
+      for why in self._others().values():
+        warnings.warn(f'{why} It is ignored.', stacklevel=4)
+      return self._committed()
+
+    return processes.from_main(committed)
 
   def best(self) -> Saved | None:
     """The state with the best metric, the later one where two are equal."""
-    return self._best(self._committed())
+    return processes.from_main(lambda: self._best(self._committed()))
 
   def latest(self) -> Saved | None:
     """The newest committed state."""
-    committed = self._committed()
-    return committed[-1] if committed else None
+    return next(reversed(processes.from_main(self._committed)), None)
 
   def metrics(self, step: int) -> dict[str, float]:
     """What was measured at a step; nothing where it is not saved or not measured."""
-    found = [saved.metrics for saved in self._committed() if saved.step == step]
-    return found[0] if found else {}
+    committed = processes.from_main(self._committed)
+    return next((saved.metrics for saved in committed if saved.step == step), {})
 
   def description(self, saved: Saved) -> dict[str, Any]:
     """What `save` was told the state belongs to."""
-    return _read_manifest(saved.path)['description']
+    return processes.from_main(lambda: _read_manifest(saved.path)['description'])
 
   def restore(self, template: PyTree, saved: Saved | None = None) -> tuple[PyTree, int] | None:
     """Restores a state and its step.
@@ -185,8 +203,29 @@ class StateSaver:
       CheckpointError: if states exist but all are damaged, or their arrays are not
         those of `template`; every mismatch is listed.
     """
+    leaves = _named_leaves(template)
+    arrays: dict[str, np.ndarray] = {}
+
+    def read() -> int | None:
+      step, found = self._read(leaves, saved) or (None, {})
+      arrays.update(found)
+      return step
+
+    step = processes.from_main(read)
+    if step is None:
+      return None
+    restored = [
+        _like(leaf, processes.broadcast(arrays.pop(name, None), leaf.shape, leaf.dtype))
+        for name, leaf in leaves
+    ]
+    return jax.tree.unflatten(jax.tree.structure(template), restored), step
+
+  def _read(
+      self, leaves: list[tuple[str, Any]], saved: Saved | None
+  ) -> tuple[int, dict[str, np.ndarray]] | None:
+    """The step and the arrays of a state; the newest that is whole where `saved` is None."""
     if saved is not None:
-      return self._restore(template, saved.path), saved.step
+      return saved.step, self._read_arrays(leaves, saved.path)
     problems = [
         why
         for path, why in self._others().items()
@@ -194,10 +233,10 @@ class StateSaver:
     ]
     for candidate in reversed(self.all()):
       try:
-        return self._restore(template, candidate.path), candidate.step
+        return candidate.step, self._read_arrays(leaves, candidate.path)
       except DamagedError as error:
         problems.append(str(error))
-        warnings.warn(f'{error} It is passed over for the step before it.', stacklevel=2)
+        warnings.warn(f'{error} It is passed over for the step before it.', stacklevel=5)
     if problems:
       raise CheckpointError(
           f'No state in {self.model_dir} can be restored. {" ".join(problems)} To start '
@@ -205,23 +244,19 @@ class StateSaver:
       )
     return None
 
-  def _restore(self, template: PyTree, path: str) -> PyTree:
+  def _read_arrays(self, leaves: list[tuple[str, Any]], path: str) -> dict[str, np.ndarray]:
     manifest = _read_manifest(path)
-    leaves = _named_leaves(template)
     _check_arrays(
         {name: [str(leaf.dtype), *leaf.shape] for name, leaf in leaves},
         manifest['arrays'],
         path,
     )
     _check_files(path, manifest['files'])
-    arrays = self._checkpointer.restore(
+    return self._checkpointer.restore(
         os.path.join(path, _ARRAYS),
         args=ocp.args.PyTreeRestore(
             restore_args={name: ocp.RestoreArgs(np.ndarray) for name, _ in leaves}
         ),
-    )
-    return jax.tree.unflatten(
-        jax.tree.structure(template), [_like(leaf, arrays[name]) for name, leaf in leaves]
     )
 
   def _committed(self) -> list[Saved]:
@@ -277,6 +312,19 @@ class StateSaver:
     for name in _entries(self.model_dir):
       if name.startswith('checkpoint_') and name.endswith('.tmp'):
         shutil.rmtree(os.path.join(self.model_dir, name), ignore_errors=True)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+  """Of several processes only the main one calls it, so that it must not wait for others."""
+  options = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix='main'
+    )
+  return ocp.Checkpointer(
+      ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+      multiprocessing_options=options,
+  )
 
 
 def run_and_step(path: str | os.PathLike[str]) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from prompt_tuning_jax import artifact, partitioning
+from prompt_tuning_jax import artifact, partitioning, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.batches import TrainBatches
@@ -148,7 +148,7 @@ def train(
         'it. Load it with vocabulary=<the SentencePiece model it was trained with>.'
     )
   check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
-  partitioning.check_rows(backbone.mesh, batch_size, 'BATCH_SIZE={}')
+  partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
   module = backbone.module.clone(dropout_rate=dropout_rate)
   feature_lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   placement = as_placement(placement)
@@ -238,7 +238,7 @@ def train(
 
     # The parameters.
     parameters = RunParameters.of(backbone, method, trainable, seed=random_seed)
-    if progress:
+    if progress and processes.is_main():
       summary = _summary(backbone, method, description, train_steps, parameters)
       print(summary, file=sys.stderr)
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning_jax import artifact, cli, initializers
+from prompt_tuning_jax import artifact, cli, config, initializers, partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints.load import load_backbone
-from prompt_tuning_jax.config import registry
+from prompt_tuning_jax.config import building, registry
 from prompt_tuning_jax.data import cache, seqio_source
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
@@ -63,6 +64,18 @@ def prompt_file(backbone_dir, tmp_path):
     ('command', 'flag', 'answer'),
     [
         ('train', '--gin.MICROBATCHES=5', 'MICROBATCHES=5 does not divide BATCH_SIZE=32'),
+        ('train', '--gin.BATCH_SIZE=6', 'BATCH_SIZE=6 does not divide among the 4 parts into '
+         "which the mesh {'data': 4, 'model': 1} splits a batch. Use 4 or 8 rows, or "
+         'let more devices share a copy of the model: NUM_PARTITIONS=2 or 4.'),
+        ('train', '--gin.MICROBATCHES=16', 'a part of 2 rows (BATCH_SIZE=32 in MICROBATCHES=16) '
+         'does not divide among the 4 parts'),
+        ('train', '--gin.NUM_PARTITIONS=3', 'NUM_PARTITIONS=3 (make_mesh.model), the devices '
+         'that share a copy of the model, does not divide the 4 devices there are. It may be '
+         '1, 2, 4'),
+        ('train', "--gin.LOGICAL_AXIS_RULES=[('embed', 'data')]", 'No rule for the logical axis'),
+        ('train', "--gin.LOGICAL_AXIS_RULES=[('vocab', 'expert'), ('embed', None), "
+         "('layers', None), ('mlp', None), ('heads', None), ('joined_kv', None), "
+         "('relpos_buckets', None)]", "names the mesh axis 'expert', but the mesh has data, mod"),
         ('train', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
         ('train', "--gin.PLACEMENT=(3, 'inputs')", 'places for 3 virtual tokens, but'),
         ('train', '--gin.PLACEMENT={3} {inputs} {3}', 'places for 6 virtual tokens, but'),
@@ -245,3 +258,50 @@ def test_shapes_of_a_prompt_are_known_without_the_embeddings(backbone_dir, monke
   assert jax.tree.map(lambda leaf: leaf.shape, params) == {'prompt': (5, 16)}
   assert injection.virtual_embeddings.shape == (5, 16)
   assert 'params' not in vars(backbone)
+
+
+def test_what_the_mesh_cannot_split_is_a_note(dry_run):
+  # Two heads do not divide among four devices; the width of 16 and the vocabulary do.
+  status, errors = dry_run('train', '--gin.NUM_PARTITIONS=4')
+  assert status == 0, errors
+  assert (
+      "note: The 4 devices of the mesh axis 'model' do not divide the model's heads (2), so "
+      'that the 4 compute attention together and not each some heads;'
+  ) in errors
+  status, errors = dry_run('train', '--gin.NUM_PARTITIONS=2', '--gin.BATCH_SIZE=2')
+  assert (status, 'mesh' in errors) == (0, False), errors
+
+
+def test_a_mesh_that_splits_nothing_of_the_model_is_refused():
+  mesh = partitioning.make_mesh(4)
+  module = T5(T5Config(62, 6, 3, 2, 10, 1, 1))
+  shapes = jax.eval_shape(module.init_params, jax.random.key(0))
+  with pytest.raises(ValueError, match=r"4 devices .* 'model' divide none .*vocab 62.*heads 3"):
+    partitioning.not_split(mesh, module.logical_axes(), shapes)
+  # Over one device nothing has to be split.
+  assert not partitioning.not_split(partitioning.make_mesh(1), module.logical_axes(), shapes)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'mesh', 'shard'),
+    [
+        ([], {'data': 4, 'model': 1}, (1, 16, 32)),
+        (['NUM_PARTITIONS=2'], {'data': 2, 'model': 2}, (1, 16, 16)),
+        (['PARAMETER_PARTITIONING_DIMS=2'], {'data': 4, 'model': 1}, (1, 4, 32)),
+    ],
+)
+def test_the_mesh_is_that_of_the_macros(backbone_dir, elsewhere, flags, mesh, shard):
+  needed = ['MODEL_DIR=run', 'MIXTURE_OR_TASK_NAME=x', f'INITIAL_CHECKPOINT_PATH={backbone_dir}']
+  needed.append("TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 4}")
+  backbone = config.parse('train', (), [*needed, *flags]).kwargs()['backbone']
+  assert dict(backbone.mesh.shape) == mesh
+  kernel = backbone.params['encoder']['layers']['mlp']['wi_0']['kernel']
+  assert kernel.sharding.shard_shape(kernel.shape) == shard
+
+
+def test_one_device_has_no_mesh(monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  assert building.make_mesh() is None
+  monkeypatch.setattr(jax, 'devices', lambda: jax.local_devices()[:1])
+  with pytest.raises(ValueError, match='NUM_PARTITIONS=2 .* may be 1'):
+    building.make_mesh(2)

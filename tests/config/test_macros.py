@@ -58,6 +58,10 @@ def _value(name):
         ('TRAINABLE=0.3', 'an optimiser with @ and (), or a dict'),
         ('PLACEMENT=()', "a name such as 'prefix', or a template such as"),
         ('DTYPE=None', 'a text'),
+        ('NUM_PARTITIONS=0', 'a whole number, at least 1'),
+        ('PARAMETER_PARTITIONING_DIMS=3', '1 or 2'),
+        ("LOGICAL_AXIS_RULES=[('embed',)]", 'a list with one pair for each logical axis'),
+        ("LOGICAL_AXIS_RULES=[('mlp', 'model'), ('mlp', None)]", 'a list with one pair for each'),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_an_example(binding, expected):

@@ -10,7 +10,7 @@ import pytest
 
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.evaluation.evaluate import evaluate
-from prompt_tuning_jax.evaluation.hosts import gathered
+from prompt_tuning_jax.processes import gathered
 from tests.tasks.super_glue_samples import write_official
 
 _TASKS = ('super_glue_multirc_v102', 'super_glue_record_v102')
