@@ -81,7 +81,7 @@ def prompt_file(backbone_dir, tmp_path):
         ('train', '--gin.PLACEMENT={3} {inputs} {3}', 'places for 6 virtual tokens, but'),
         ('train', '--gin.PLACEMENT={3} {inputs', 'Braces come in pairs'),
         ('train', '--gin.PROMPT_LENGTH=@slots_of()', "PLACEMENT is 'prefix', which has none"),
-        ('train', '--gin.LENGTHS=pak', "LENGTHS is 'pak'; it may be 'pad' or 'bucket'. Did"),
+        ('train', '--gin.LENGTHS=pak', "LENGTHS is 'pak'; it may be 'pad' or 'bucket' or 'pack'. Did"),
         ('train', '--gin.EVAL_METHOD=ranking', "EVAL_METHOD is 'ranking'; it may be 'rank'"),
         ('train', "--gin.train.best_mode='most'", "best_mode is 'most'"),
         ('train', '--gin.train.keep_checkpoints=0', 'keep_checkpoints is 0'),
