@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,10 @@ from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.typing import Batch
 
 # Batches from which the shapes are chosen: enough that hardly a later one needs more rows.
-_SAMPLED_STEPS = 500
-_SAMPLED_EXAMPLES = 2**15
+_SAMPLED_STEPS = 250
+_SAMPLED_EXAMPLES = 2**14
+# Widths of the decoder that are tried on them.
+_DECODER_WIDTHS = 5
 # Besides one for a batch that needs a little more than those, and one for any batch.
 _MOST_CHOSEN = 6
 
@@ -92,15 +95,31 @@ class Packing:
       multiple: what divides every number of rows.
     """
     steps = max(1, min(_SAMPLED_STEPS, _SAMPLED_EXAMPLES // batch_size))
-    decoder_width, needed = longest_target, []
-    for widths, target_widths in itertools.islice(batches, steps):
-      rows = first_fit(widths, target_widths, (width, int(target_widths.sum())))
-      needed.append(buckets.round_up(len(rows), multiple))
-      decoder_width = max(decoder_width, *(int(target_widths[row].sum()) for row in rows))
+    sampled = list(itertools.islice(batches, steps))
+
+    def rows_of(decoder_width: int) -> list[list[list[int]]]:
+      return [first_fit(*needs, (width, decoder_width)) for needs in sampled]
+
+    # With all the room they want the shortest examples gather in one row, whose targets are
+    # many; with less they spread, and may take more rows.
+    unbound = rows_of(sum(int(targets.sum()) for _, targets in sampled))
+    in_row = [
+        int(targets[row].sum())
+        for rows, (_, targets) in zip(unbound, sampled)
+        for row in rows
+    ]
+    candidates = np.linspace(np.mean(in_row), max(in_row), _DECODER_WIDTHS)
+    candidates = {
+        buckets.round_up(max(math.ceil(n), longest_target)) for n in candidates
+    }
+    laid = {n: [len(rows) for rows in rows_of(n)] for n in sorted(candidates)}
+    # In T5 1.1 a position of the decoder takes about the products that one of the encoder does.
+    decoder_width = min(laid, key=lambda n: sum(laid[n]) * (width + n))
+    needed = buckets.round_up(np.array(laid[decoder_width]), multiple)
     most = buckets.round_up(batch_size, multiple)
-    chosen = buckets.choose(np.array(needed), np.ones(len(needed)), _MOST_CHOSEN)
+    chosen = buckets.choose(needed, np.ones(steps), _MOST_CHOSEN)
     counts = {*chosen, min(chosen[-1] + multiple, most), most}
-    return cls(width, buckets.round_up(decoder_width), tuple(sorted(counts)))
+    return cls(width, decoder_width, tuple(sorted(counts)))
 
   def lay(self, widths: np.ndarray, target_widths: np.ndarray) -> tuple[list[list[int]], int]:
     """The examples of each row of a batch, and how many rows it has, empty ones included."""
