@@ -40,8 +40,8 @@ EXAMPLES = [
     {'inputs': [6, 1], 'targets': [14, 13, 1]},
     {'inputs': [41, 42, 43, 44, 1], 'targets': [21, 1]},
 ]
-# Three examples in a row, two in the next, and a row of none.
-ROWS = [[1, 0, 2], [4, 3], []]
+# The one of a single target does not come first: only its place says that its 0 is a start.
+ROWS = [[0, 1, 2], [4, 3], []]
 
 
 def batches_for(method, placement='prefix'):
