@@ -202,7 +202,7 @@ def test_every_normalisation_of_the_loss_is_that_of_padded_rows(factor, tiny):
 
 def test_a_normalisation_by_padding_is_refused_for_packed_rows():
   batch = batches_for(SoftPrompt(2))['packed']
-  with pytest.raises(ValueError, match="NUM_TOTAL_TARGET_TOKENS' counts padding.*as LossConfig.of_rows"):
+  with pytest.raises(ValueError, match='counts padding.*as LossConfig.of_rows'):
     weights_and_factor(batch, 'NUM_TOTAL_TARGET_TOKENS')
 
 
