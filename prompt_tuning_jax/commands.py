@@ -72,7 +72,7 @@ def evaluate(
     feature_lengths: longest inputs and targets; default: as the prompt was trained.
     placement: where the virtual tokens stand; default: as the prompt was trained.
     eval_method: 'rank' or 'generate'.
-    lengths: 'pad' or 'bucket'.
+    lengths: 'pad', or 'bucket' or 'pack', which are one here.
     decoding: how to generate; greedily up to the length of the targets where None. Its
       max_length may be None: as the prompt was trained.
     output_dir: where metrics, predictions and the report are written, if anywhere.

@@ -175,6 +175,11 @@ def on(mesh: Mesh | None) -> Iterator[None]:
     yield
 
 
+def count_of_parts(mesh: Mesh | None) -> int:
+  """Into how many parts the devices split the rows of a batch."""
+  return 1 if mesh is None else mesh.shape['data']
+
+
 def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
   """Raises ValueError unless the devices of `data` divide the rows of a batch.
 
@@ -183,7 +188,7 @@ def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
     rows: rows of a batch, over all of them.
     what: how the message names the rows, `{}` for their number.
   """
-  count = 1 if mesh is None else mesh.shape['data']
+  count = count_of_parts(mesh)
   if rows % count:
     rows_that_fit = [n for n in (rows // count * count, -(-rows // count) * count) if n]
     divisors = [n for n in range(1, mesh.size + 1) if mesh.size % n == 0]

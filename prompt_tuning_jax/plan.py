@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh
 from prompt_tuning_jax import costs, partitioning, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
+from prompt_tuning_jax.data import buckets, packing
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.targets import Target
@@ -215,6 +216,8 @@ def plan(
     trainable: Any = None,
     batch_size: int = 32,
     feature_lengths: Mapping[str, int] | None = None,
+    lengths: str = 'pad',
+    packed_length: int | None = None,
     microbatches: int = 1,
     dropout_rate: float = 0.0,
     num_partitions: int = 1,
@@ -227,8 +230,12 @@ def plan(
     target: the devices, as `targets.parse` takes them.
     method: the prompt method; None tunes the model.
     trainable: the run's optimiser or labelling.
-    batch_size: rows of a batch over all devices, each of the longest that there are.
+    batch_size: examples of a batch over all devices, each taken to be of the longest that
+      there are.
     feature_lengths: longest inputs and targets in tokens.
+    lengths: of them, 'pack' puts several into a row; shorter ones than the longest need
+      fewer rows than are counted. The others are the same for the longest.
+    packed_length: tokens of a packed row; None is what the longest example needs.
     microbatches: parts of each batch.
     dropout_rate: of the model while it trains.
     num_partitions: devices that share a copy of the model.
@@ -246,27 +253,57 @@ def plan(
       num_partitions,
       parameter_partitioning_dims,
   )
-  lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
+  limits = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   if trainable is None:
     trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
   _check_divides(found, num_partitions, batch_size, microbatches)
-  run = _Run(module, method, labelling, batch_size, lengths)
+  rows, what_rows = batch_size, ''
+  if lengths == 'pack':
+    rows, limits, what_rows = _packed(method, limits, packed_length, batch_size, found, setting)
+  run = _Run(module, method, labelling, rows, limits)
   result = run.plan(found, setting)
   advice = ''
   if not result.fits:
-    fitting = (s for s in _easier(setting, found, batch_size) if run.plan(found, s).fits)
+    fitting = (s for s in _easier(setting, found, rows) if run.plan(found, s).fits)
     better = next(fitting, None)
     advice = '' if better is None else setting.changes(better)
   what = 'model tuning' if method is None else type(method).__name__
   return dataclasses.replace(
       result,
       description=(
-          f'run          {backbone.name}, {what}, {batch_size} rows of {lengths["inputs"]} + '
-          f'{run.prompt_length} input and {lengths["targets"]} target tokens'
+          f'run          {backbone.name}, {what}, {rows} rows of {limits["inputs"]} + '
+          f'{run.prompt_length} input and {limits["targets"]} target tokens{what_rows}'
       ),
       advice=advice,
   )
+
+
+def _packed(
+    method: Method | None,
+    limits: Mapping[str, int],
+    packed_length: int | None,
+    batch_size: int,
+    target: Target,
+    setting: Setting,
+) -> tuple[int, dict[str, int], str]:
+  """Packed rows of the longest examples: how many, what is in each, and that in words."""
+  prompt, in_decoder = 0, 0
+  if method is not None:
+    prompt, in_decoder = method.num_virtual_tokens, method.num_decoder_virtual_tokens
+  longest = limits['inputs'] + prompt
+  # The examples there are may be shorter than allowed, and rows too.
+  longest = min(longest, packed_length or longest)
+  width = packing.packed_width(packed_length, longest, limits, prompt)
+  in_row = width // longest
+  multiple = target.count // setting.num_partitions * setting.microbatches
+  rows = buckets.round_up(-(-batch_size // in_row), multiple)
+  # Each row gets one prompt from `_batch`; those of the other examples are part of the rest.
+  of_row = {
+      'inputs': width - prompt,
+      'targets': in_row * (limits['targets'] + in_decoder) - in_decoder,
+  }
+  return rows, of_row, f', of {batch_size} packed examples of the longest'
 
 
 def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:

@@ -39,12 +39,19 @@ class Batch:
   input id V + i is a *virtual token*: position i of the soft prompt, a row of
   `Injection.virtual_embeddings`. The data pipeline places them
   (`data/virtual_tokens.py`); the backbone only looks them up.
+
+  A packed row holds several examples (`data/packing.py`), its *segments*: they are counted
+  from 1, each stands in one piece, and 0 is padding. An example is the same segment of the
+  same row in the encoder and in the decoder, and sees nothing of the others.
   """
 
   encoder_input_tokens: Array  # [B, S] int32
   decoder_input_tokens: Array  # [B, T] int32, the targets shifted right
   decoder_target_tokens: Array  # [B, T] int32
   decoder_loss_weights: Array  # [B, T], 0 where a position does not count
+  # None where every row is one example. T5X's positions within a segment follow from these.
+  encoder_segment_ids: Array | None = None  # [B, S] int32
+  decoder_segment_ids: Array | None = None  # [B, T] int32
 
 
 @flax.struct.dataclass

@@ -109,3 +109,19 @@ def test_the_command_plans_for_a_model_that_is_not_here(capsys):
   assert 'fits' in printed
   assert cli.main([*command, '--gin.PLAN_TARGET=X100']) == 2
   assert "PLAN_TARGET 'X100': there is no device" in capsys.readouterr().err
+
+
+def test_packed_rows_of_the_longest_cost_about_as_much_as_padded_ones_and_fit_the_devices():
+  def of(count=1, **settings):
+    return plan.plan(
+        backbone=backbone(BASE), target=f'{count}xH100-80GB', method=SoftPrompt(100),
+        feature_lengths=LENGTHS, batch_size=32, **settings,
+    )  # fmt: skip
+
+  padded, packed = of(), of(lengths='pack', packed_length=1224)
+  assert '16 rows of 1124 + 100 input and 64 target tokens, of 32 packed' in packed.description
+  # Twice as long, rows spend more on attention.
+  assert padded.flops < packed.flops < 1.3 * padded.flops
+  assert of(lengths='bucket').flops == padded.flops
+  on_eight = of(8, lengths='pack', packed_length=1224, microbatches=4)
+  assert '32 rows of 1124' in on_eight.description

@@ -125,8 +125,18 @@ class T5(nn.Module):
       enable_dropout: bool = False,
   ) -> Array:
     """Logits [B, T, V] in float32 for the batch's targets (teacher forcing)."""
+    segment_ids = batch.encoder_segment_ids, batch.decoder_segment_ids
+    if (segment_ids[0] is None) != (segment_ids[1] is None):
+      raise ValueError(
+          'The batch has segments in the '
+          + ('decoder' if segment_ids[0] is None else 'encoder')
+          + ' alone. Packed rows need both encoder_segment_ids and decoder_segment_ids.'
+      )
     encoded_BSD = self.encode(
-        batch.encoder_input_tokens, injection, enable_dropout=enable_dropout
+        batch.encoder_input_tokens,
+        injection,
+        segment_ids_BS=segment_ids[0],
+        enable_dropout=enable_dropout,
     )
     return self.decode(
         batch.decoder_input_tokens,
@@ -134,6 +144,7 @@ class T5(nn.Module):
         encoded_BSD,
         batch.encoder_input_tokens,
         injection,
+        segment_ids=segment_ids,
         enable_dropout=enable_dropout,
     )
 
@@ -142,6 +153,7 @@ class T5(nn.Module):
       encoder_input_tokens_BS: Array,
       injection: Injection | None = None,
       *,
+      segment_ids_BS: Array | None = None,
       enable_dropout: bool = False,
   ) -> Array:
     """The encoder's output [B, S, D]; padded positions are zero."""
@@ -154,6 +166,7 @@ class T5(nn.Module):
         injection.positions,
         (injection.layer_embeddings, encoder_input_tokens_BS - self.config.vocab_size),
         enable_dropout,
+        segment_ids_BS,
     )
 
   def decode(
@@ -164,9 +177,13 @@ class T5(nn.Module):
       encoder_input_tokens_BS: Array,
       injection: Injection | None = None,
       *,
+      segment_ids: tuple[Array | None, Array | None] = (None, None),
       enable_dropout: bool = False,
   ) -> Array:
-    """Logits [B, T, V] of targets that are known, given the encoder's output."""
+    """Logits [B, T, V] of targets that are known, given the encoder's output.
+
+    `segment_ids` of packed rows are those of the encoder's and of the decoder's positions.
+    """
     injection = self._check(injection)
     x_BTD = self.decoder(
         self.token_embedder(decoder_input_tokens_BT, injection.virtual_embeddings),
@@ -177,6 +194,7 @@ class T5(nn.Module):
         (injection.decoder_kv, injection.cross_kv),
         injection.positions,
         enable_dropout,
+        segment_ids,
     )
     return self._logits(x_BTD)
 

@@ -27,18 +27,64 @@ class KeyPositions(NamedTuple):
   Attributes:
     positions_K: int32, the first token at 0 and a prefix at negative positions.
     has_position_K: 0 for keys that get no bias, else 1; None where all get it.
+    in_segment_BT: int32, the position of each token within its segment, where the prefix
+      stands before every segment of a packed row; else None.
   """
 
   positions_K: Array
   has_position_K: Array | None
+  in_segment_BT: Array | None = None
 
   @classmethod
-  def of(cls, length: int, prefix: KeysValues | None, prefix_positions: str) -> KeyPositions:
+  def of(
+      cls,
+      length: int,
+      prefix: KeysValues | None,
+      prefix_positions: str,
+      segment_ids_BT: Array | None = None,
+  ) -> KeyPositions:
     """`length` tokens behind a prefix (`typing.Injection.positions`)."""
     positions_K = jnp.arange(-t5_layers.prefix_length(prefix), length)
-    if prefix is None or prefix_positions == 'before':
+    if prefix is None:
       return cls(positions_K, None)
+    if prefix_positions == 'before':
+      in_segment_BT = None if segment_ids_BT is None else segment_positions(segment_ids_BT)
+      return cls(positions_K, None, in_segment_BT)
     return cls(positions_K, (positions_K >= 0).astype(jnp.float32))
+
+  def bias(
+      self, relpos: t5_layers.RelativePositionBias, queries_T: Array
+  ) -> Array | tuple[Array, Array]:
+    """The bias [1, N, T, K] of queries at these positions, by which `add_bias` takes it.
+
+    Only distances count, so that it holds within every segment of a packed row, but for a
+    prefix that stands before each of them: then it is that of the prefix, [B, N, T, P], and
+    that of the other keys, [1, N, T, T].
+    """
+    bias_1NTK = relpos(queries_T, self.positions_K, self.has_position_K)
+    if self.in_segment_BT is None:
+      return bias_1NTK
+    length = bias_1NTK.shape[-1] - bias_1NTK.shape[-2]
+    prefix_NBTP = bias_1NTK[0, :, :, :length][:, self.in_segment_BT]
+    return jnp.moveaxis(prefix_NBTP, 0, 1), bias_1NTK[..., length:]
+
+
+def segment_positions(segment_ids_BT: Array) -> Array:
+  """Positions [B, T] within the segments of packed rows, from 0."""
+  columns_T = jnp.arange(segment_ids_BT.shape[1])
+  before_BT = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  starts_BT = jnp.where(segment_ids_BT != before_BT, columns_T[None], 0)
+  return columns_T[None] - jax.lax.cummax(starts_BT, axis=1)
+
+
+def add_bias(mask_bias_B1TK: Array, relpos_bias: Array | tuple[Array, Array]) -> Array:
+  """The mask and what `KeyPositions.bias` gives as one bias [B, N, T, K]."""
+  if not isinstance(relpos_bias, tuple):
+    return mask_bias_B1TK + relpos_bias
+  # Made in every layer anew, so that it is fused and nowhere kept. All see the prefix.
+  prefix_BNTP, own_1NTT = relpos_bias
+  own_BNTT = mask_bias_B1TK[..., prefix_BNTP.shape[-1] :] + own_1NTT
+  return jnp.concatenate([prefix_BNTP, own_BNTT], axis=-1)
 
 
 class _Layer(nn.Module):
@@ -112,22 +158,22 @@ class EncoderLayer(_Layer):
       virtual_BS: Array | None,
       valid_BS: Array,
       mask_bias_B1SK: Array,
-      relpos_bias_1NSK: Array | None,
+      relpos_bias: Array | tuple[Array, Array] | None,
       keys: KeyPositions,
       enable_dropout: bool,
   ) -> tuple[Array, None]:
     """Returns the layer's output and, for the scan, nothing."""
     if rows_PD is not None:
       x_BSD = t5_layers.place_virtual(x_BSD, rows_PD, virtual_BS)
-    if relpos_bias_1NSK is None:
-      relpos_bias_1NSK = self.relpos_bias(jnp.arange(x_BSD.shape[1]), *keys)
+    if relpos_bias is None:
+      relpos_bias = keys.bias(self.relpos_bias, jnp.arange(x_BSD.shape[1]))
     with jax.named_scope('self_attention'):
       normed_BSD = self.pre_attention_layer_norm(x_BSD) * valid_BS[..., None]
       keys_values = self.attention.keys_and_values(normed_BSD)
       update_BSD = self.attention(
           normed_BSD,
           *t5_layers.prepend(prefix, keys_values),
-          mask_bias_B1SK + relpos_bias_1NSK,
+          add_bias(mask_bias_B1SK, relpos_bias),
           self._dropout_rng(enable_dropout),
       )
       x_BSD = self._residual(x_BSD, update_BSD, enable_dropout)
@@ -158,19 +204,19 @@ class DecoderLayer(_Layer):
       encoded_BSD: Array,
       valid_BT: Array,
       mask_bias_B1TK: Array,
-      relpos_bias_1NTK: Array | None,
+      relpos_bias: Array | tuple[Array, Array] | None,
       keys: KeyPositions,
       cross_bias_B1TS: Array,
       enable_dropout: bool,
   ) -> tuple[Array, None]:
     """All target positions at once (teacher forcing)."""
     prefix, cross_prefix = prefixes
-    if relpos_bias_1NTK is None:
-      relpos_bias_1NTK = self.relpos_bias(jnp.arange(x_BTD.shape[1]), *keys)
+    if relpos_bias is None:
+      relpos_bias = keys.bias(self.relpos_bias, jnp.arange(x_BTD.shape[1]))
     normed_BTD = self._normed_inputs(x_BTD, valid_BT)
     keys_values = t5_layers.prepend(prefix, self.self_attention.keys_and_values(normed_BTD))
     x_BTD = self._after_self_attention(
-        x_BTD, normed_BTD, keys_values, mask_bias_B1TK + relpos_bias_1NTK, enable_dropout
+        x_BTD, normed_BTD, keys_values, add_bias(mask_bias_B1TK, relpos_bias), enable_dropout
     )
     _, cross_keys_values = self.cross_keys_and_values(None, cross_prefix, encoded_BSD)
     x_BTD = self._after_cross_attention_and_mlp(
@@ -197,7 +243,7 @@ class DecoderLayer(_Layer):
   ) -> tuple[Array, KeysValues]:
     """One token against the cache; returns its output and the filled cache."""
     if relpos_bias_1N1K is None:
-      relpos_bias_1N1K = self.relpos_bias(index[None], *keys)
+      relpos_bias_1N1K = keys.bias(self.relpos_bias, index[None])
     valid_B1 = jnp.ones(x_B1D.shape[:2], x_B1D.dtype)
     normed_B1D = self._normed_inputs(x_B1D, valid_B1)
     new = self.self_attention.keys_and_values(normed_B1D)

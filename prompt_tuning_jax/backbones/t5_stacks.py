@@ -4,6 +4,9 @@ Equal layers (`t5_blocks.py`) are stacked on a leading axis [L] of their paramet
 scanned, so that XXL compiles as fast as one layer. What differs from other implementations,
 and is kept because the published models were trained with it: a padded position is hidden
 as a key *and* attends evenly as a query.
+
+In packed rows (`typing.Batch`) a position sees those of its own segment alone, and the
+prefix, which all segments share.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from prompt_tuning_jax.backbones.t5_blocks import (
     KeyPositions,
     Prefixes,
     relative_position_bias,
+    segment_positions,
 )
 from prompt_tuning_jax.backbones.t5_config import T5Config
 from prompt_tuning_jax.typing import Array, KeysValues
@@ -127,6 +131,7 @@ class Encoder(_Stack):
       prefix_positions: str = 'before',
       layer_rows: tuple[Array | None, Array | None] = (None, None),
       enable_dropout: bool = False,
+      segment_ids_BS: Array | None = None,
   ) -> Array:
     """Encodes all positions; `valid_BS` is False on padding.
 
@@ -134,11 +139,13 @@ class Encoder(_Stack):
     which of them stands at each position, negative where none does.
     """
     length = x_BSD.shape[1]
-    keys = KeyPositions.of(length, prefix, prefix_positions)
-    relpos_bias_1NSK = None
+    keys = KeyPositions.of(length, prefix, prefix_positions, segment_ids_BS)
+    relpos_bias = None
     if not self.config.relpos_per_layer:
-      relpos_bias_1NSK = self.relpos_bias(jnp.arange(length), *keys)
-    both_valid_B1SS = (valid_BS[:, :, None] & valid_BS[:, None, :])[:, None]
+      relpos_bias = keys.bias(self.relpos_bias, jnp.arange(length))
+    both_valid_B1SS = _in_segment(
+        (valid_BS[:, :, None] & valid_BS[:, None, :])[:, None], segment_ids_BS, segment_ids_BS
+    )
     mask_bias_B1SK = _mask_bias(_prefix_visible(both_valid_B1SS, prefix), self.dtype)
     valid_BS = valid_BS.astype(self.dtype)
 
@@ -149,7 +156,7 @@ class Encoder(_Stack):
         *layer_rows,
         valid_BS,
         mask_bias_B1SK,
-        relpos_bias_1NSK,
+        relpos_bias,
         keys,
         enable_dropout,
     )
@@ -185,14 +192,19 @@ class Decoder(_Stack):
       prefixes: Prefixes = (None, None),
       prefix_positions: str = 'before',
       enable_dropout: bool = False,
+      segment_ids: tuple[Array | None, Array | None] = (None, None),
   ) -> Array:
-    """Returns the normed outputs [B, T, D]; those of padding are zero."""
+    """Returns the normed outputs [B, T, D]; those of padding are zero.
+
+    `segment_ids` are those of the encoder's positions [B, S] and of the decoder's [B, T].
+    """
     prefix, cross_prefix = prefixes
+    encoder_segments_BS, segments_BT = segment_ids
     length = x_BTD.shape[1]
-    keys = KeyPositions.of(length, prefix, prefix_positions)
-    relpos_bias_1NTK = None
+    keys = KeyPositions.of(length, prefix, prefix_positions, segments_BT)
+    relpos_bias = None
     if not self.config.relpos_per_layer:
-      relpos_bias_1NTK = self.relpos_bias(jnp.arange(length), *keys)
+      relpos_bias = keys.bias(self.relpos_bias, jnp.arange(length))
     # A virtual token has no target, but is no padding.
     is_virtual_BT = decoder_input_tokens_BT >= self.config.vocab_size
     target_valid_BT = (decoder_target_tokens_BT > 0) | is_virtual_BT
@@ -201,19 +213,22 @@ class Decoder(_Stack):
         & target_valid_BT[:, None, :]
         & jnp.tril(jnp.ones((length, length), bool))
     )[:, None]
+    visible_B1TT = _in_segment(visible_B1TT, segments_BT, segments_BT)
     cross_visible_B1TS = (
         target_valid_BT[:, :, None] & encoder_valid_BS[:, None, :]
     )[:, None]
+    cross_visible_B1TS = _in_segment(cross_visible_B1TS, segments_BT, encoder_segments_BS)
 
     x_BTD = self._dropout(x_BTD, enable_dropout)
-    valid_BT = _decoder_valid(decoder_input_tokens_BT, is_virtual_BT).astype(self.dtype)
+    valid_BT = _decoder_valid(decoder_input_tokens_BT, is_virtual_BT, segments_BT)
+    valid_BT = valid_BT.astype(self.dtype)
     x_BTD, _ = self.layers(
         x_BTD,
         prefixes,
         encoded_BSD,
         valid_BT,
         _mask_bias(_prefix_visible(visible_B1TT, prefix), self.dtype),
-        relpos_bias_1NTK,
+        relpos_bias,
         keys,
         _mask_bias(_prefix_visible(cross_visible_B1TS, cross_prefix), self.dtype),
         enable_dropout,
@@ -260,7 +275,7 @@ class Decoder(_Stack):
     """One token's normed output [B, 1, D] and the cache that now holds it."""
     relpos_bias_1N1K = None
     if not self.config.relpos_per_layer:
-      relpos_bias_1N1K = self.relpos_bias(cache.index[None], *cache.key_positions)
+      relpos_bias_1N1K = cache.key_positions.bias(self.relpos_bias, cache.index[None])
     x_B1D, (self_keys, self_values) = self.layers.step(
         x_B1D,
         (cache.self_keys, cache.self_values),
@@ -288,17 +303,30 @@ def _prefix_visible(visible: Array, prefix: KeysValues | None) -> Array:
   return jnp.pad(visible, widths, constant_values=True)
 
 
+def _in_segment(
+    visible_B1TS: Array, segments_BT: Array | None, segments_BS: Array | None
+) -> Array:
+  """What is visible of the keys [S] to the queries [T] if they see their own segment alone."""
+  if segments_BT is None:
+    return visible_B1TS
+  return visible_B1TS & (segments_BT[:, :, None] == segments_BS[:, None, :])[:, None]
+
+
 def _mask_bias(visible: Array, dtype: jnp.dtype) -> Array:
   return jnp.where(visible, 0.0, t5_layers.MASKED).astype(dtype)
 
 
-def _decoder_valid(tokens_BT: Array, is_virtual_BT: Array) -> Array:
+def _decoder_valid(
+    tokens_BT: Array, is_virtual_BT: Array, segments_BT: Array | None = None
+) -> Array:
   """Positions that T5X does not zero: the first, tokens, and those before a token.
 
   The padding id 0 also starts a sequence, which it does behind virtual tokens too, and may
-  stand before a token.
+  stand before a token. In a packed row every segment has a first.
   """
   has_token_BT = tokens_BT > 0
   next_is_token_BT = jnp.pad(has_token_BT[:, 1:], ((0, 0), (0, 1)))
   starts_BT = jnp.pad(is_virtual_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  if segments_BT is not None:
+    starts_BT = starts_BT | (segment_positions(segments_BT) == 0)
   return has_token_BT | next_is_token_BT | starts_BT

@@ -106,6 +106,7 @@ def _check_train(
     feature_lengths: Mapping[str, int] | None = None,
     placement: Any = 'prefix',
     lengths: str = 'pad',
+    packed_length: int | None = None,
     microbatches: int = 1,
     eval_method: str = 'rank',
     eval_period: int = 0,
@@ -125,6 +126,11 @@ def _check_train(
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
   _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
   count = 0 if method is None else method.num_virtual_tokens
+  if lengths == 'pack' and packed_length is not None and packed_length <= count:
+    raise ValueError(
+        f'PACKED_LENGTH={packed_length} leaves no room for an input beside the {count} virtual '
+        'tokens of each example. Set it to the longest example and these, or to None.'
+    )
   input_length = feature_lengths['inputs'] if feature_lengths else None
   as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
   if trainable is not None:

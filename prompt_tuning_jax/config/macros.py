@@ -234,7 +234,19 @@ MACROS: Mapping[str, Macro] = {
     'BATCH_SIZE': Macro('examples in a batch', '32', _COUNT),
     'EVAL_BATCH_SIZE': Macro('examples in a batch of an evaluation', '64', _COUNT, True),
     'MICROBATCHES': Macro('parts of a batch, one after the other, to save memory', '1', _COUNT),
-    'LENGTHS': Macro("'pad' to the feature lengths, or 'bucket'", "'bucket'", _TEXT),
+    'LENGTHS': Macro(
+        "'pad' to the feature lengths, 'bucket' to a few shorter ones, or 'pack' several "
+        'examples into a row of training',
+        "'bucket'",
+        _TEXT,
+    ),
+    'PACKED_LENGTH': Macro(
+        "tokens of a row, prompts included, where LENGTHS is 'pack'; None is what the longest "
+        'example needs',
+        '1024',
+        _COUNT,
+        True,
+    ),
     'PLACEMENT': Macro(
         "where the prompt stands among the tokens: 'prefix', 'after_bos', 'suffix', "
         "'suffix_before_eos', or a template",

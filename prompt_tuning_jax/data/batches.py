@@ -11,116 +11,36 @@ a gap: row r of a step is example step · batch_size + r of an endless sequence
 Lengths: 'pad' gives every batch the same shape, feature length + prompt length, as
 the original code does; 'bucket' gives *the same batches* padded to the smallest of a
 few encoder widths that holds them (`buckets.py`), which changes no result and saves
-most of the work.
+most of the work; 'pack' lays *the same examples* into fewer rows, several in each
+(`packing.py`), which changes no result either and saves more.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from prompt_tuning_jax.data import buckets as buckets_lib
+from prompt_tuning_jax.data import packing as packing_lib
+from prompt_tuning_jax.data.examples import Examples
 from prompt_tuning_jax.data.order import ExampleOrder
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
-from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement, unknown_field
+from prompt_tuning_jax.data.virtual_tokens import Placement
 from prompt_tuning_jax.typing import Batch
-
-
-def make_batch(
-    examples: Sequence[Mapping[str, Any]],
-    *,
-    input_length: int,
-    target_length: int,
-    vocab_size: int,
-    num_virtual_tokens: int = 0,
-    num_decoder_virtual_tokens: int = 0,
-    placement: Placement | str = 'prefix',
-    batch_size: int | None = None,
-    encoder_width: int | None = None,
-) -> Batch:
-  """Makes one batch of NumPy arrays from tokenised examples.
-
-  Args:
-    examples: `{'inputs': ids, 'targets': ids}` each, and token ids of further fields
-      that a template names. A missing 'targets' leaves the decoder's row empty.
-    input_length: inputs are cut to this many ordinary tokens.
-    target_length: T, targets are cut and padded to this many.
-    vocab_size: V, rows of the embedding table, the first virtual id.
-    num_virtual_tokens: P, length of the prompt; 0 for none.
-    num_decoder_virtual_tokens: Q, length of one before the decoder's start token, whose ids
-      follow those of the other.
-    placement: where the prompt stands (`virtual_tokens.py`).
-    batch_size: B; rows beyond the examples are empty. Default: as many as examples.
-    encoder_width: S, what the encoder's rows are padded to. Default: input_length + P.
-
-  Returns:
-    A Batch of int32 arrays [B, S] and [B, Q + T]. The decoder's input is the targets
-    shifted right behind a 0; loss weights are 1 where there is a target token.
-
-  Raises:
-    ValueError: if there are more examples than rows, a row does not fit, or a token
-      id lies beyond the vocabulary.
-  """
-  placement = as_placement(placement)
-  width = input_length + num_virtual_tokens if encoder_width is None else encoder_width
-  batch_size = len(examples) if batch_size is None else batch_size
-  if len(examples) > batch_size:
-    raise ValueError(f'{len(examples)} examples do not fit a batch of {batch_size} rows.')
-  encoder_BS = np.zeros((batch_size, width), np.int32)
-  targets_BT = np.zeros((batch_size, target_length), np.int32)
-  for row, example in enumerate(examples):
-    ids = example.get('inputs', ())
-    if num_virtual_tokens or placement.fields != ('inputs',):
-      ids = placement(
-          ids, num_virtual_tokens, vocab_size, length=input_length, fields=example
-      )
-    else:
-      ids = np.asarray(ids, np.int32)[:input_length]
-    if len(ids) > width:
-      raise ValueError(
-          f'Row {row} has {len(ids)} encoder tokens, virtual ones included, but the '
-          f'batch is {width} wide. Use a longer width or a shorter prompt.'
-      )
-    encoder_BS[row, : len(ids)] = ids
-    targets = example.get('targets', ())[:target_length]
-    targets_BT[row, : len(targets)] = targets
-  highest = int(encoder_BS.max(initial=0))
-  if highest >= vocab_size + num_virtual_tokens:
-    row = int(encoder_BS.max(axis=1).argmax())
-    raise ValueError(
-        f'Row {row} has the token id {highest}, but the embedding table has {vocab_size} '
-        f'rows (and the prompt {num_virtual_tokens}). The text was tokenised with '
-        "another vocabulary than the model's."
-    )
-  if targets_BT.max(initial=0) >= vocab_size:
-    raise ValueError(
-        f'A target has the token id {int(targets_BT.max())}, but the embedding table has '
-        f"{vocab_size} rows: the text was tokenised with another vocabulary."
-    )
-  first = vocab_size + num_virtual_tokens
-  prompt_Q = np.arange(first, first + num_decoder_virtual_tokens, dtype=np.int32)
-  prompt_BQ = np.tile(prompt_Q, (batch_size, 1))
-  shifted_BT = np.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1]
-  targets_BT = np.concatenate([np.zeros_like(prompt_BQ), targets_BT], axis=1)
-  return Batch(
-      encoder_input_tokens=encoder_BS,
-      decoder_input_tokens=np.concatenate([prompt_BQ, shifted_BT], axis=1),
-      decoder_target_tokens=targets_BT,
-      decoder_loss_weights=(targets_BT > 0).astype(np.int32),
-  )
 
 
 class TrainBatches:
   """`batches[step]` is the training batch of that step.
 
   Attributes:
-    batch_size: B, rows over all hosts.
-    widths: the encoder widths that occur, prompt included, ascending; with 'pad' one.
-    target_length: T, the decoder's width without its prompt: the feature length.
+    batch_size: B, examples over all hosts; as many rows, unless they are packed.
+    widths: the encoder widths that occur, prompt included, ascending; with 'bucket' several.
+    target_length: T, the decoder's width without its prompt: the feature length. Packed rows
+      have a width of their own.
+    packing: the shapes of packed batches; None where each row is one example.
     examples_per_epoch: examples of all tasks together.
   """
 
@@ -137,6 +57,8 @@ class TrainBatches:
       seed: int = 0,
       lengths: str = 'pad',
       buckets: Sequence[int] | None = None,
+      packed_length: int | None = None,
+      row_multiple: int = 1,
       process_index: int = 0,
       process_count: int = 1,
   ):
@@ -146,24 +68,27 @@ class TrainBatches:
       tasks: a task, or a mixture as pairs (task, relative weight). A mixture takes
         its examples in turn, in proportion to the weights, each task in an order of
         its own.
-      batch_size: rows of a batch, over all hosts.
+      batch_size: examples of a batch, over all hosts.
       feature_lengths: {'inputs': most ordinary tokens, 'targets': …}.
       vocab_size: V, rows of the embedding table.
       num_virtual_tokens: P, length of the prompt.
       num_decoder_virtual_tokens: Q, length of a prompt before the decoder's start token.
       placement: where the prompt stands among the inputs.
       seed: of the order; the same seed gives the same batches, whatever `lengths`.
-      lengths: 'pad' or 'bucket'.
+      lengths: 'pad', 'bucket' or 'pack'.
       buckets: encoder widths for 'bucket', prompt included. Default: the four or
         fewer that pad batches of these examples least.
+      packed_length: the encoder's width for 'pack', prompts included. Default: what the
+        longest example that feature_lengths allow needs.
+      row_multiple: what divides the number of rows with 'pack'.
       process_index: which host this is: it gets the process_index-th of
         `process_count` equal, contiguous slices of the rows.
       process_count: number of hosts.
 
     Raises:
       ValueError: if an id lies beyond the vocabulary, batch_size does not divide
-        among the hosts, the placement does not fit the prompt, or an example has no
-        label.
+        among the hosts, the placement does not fit the prompt, an example has no label,
+        or one does not fit packed_length.
     """
     if isinstance(tasks, TokenizedTask):
       tasks = [(tasks, 1.0)]
@@ -179,7 +104,7 @@ class TrainBatches:
     self.batch_size = batch_size
     self._rows = _local_rows(batch_size, process_index, process_count)
     self._sources = [
-        _Source(
+        Examples(
             task,
             feature_lengths,
             vocab_size,
@@ -197,8 +122,24 @@ class TrainBatches:
         seed,
     )
     row_widths = [source.widths for source in self._sources]
+    longest = max(int(widths.max()) for widths in row_widths)
+    self.target_length = feature_lengths['targets']
+    self.packing = None
+    if lengths == 'pack':
+      self.packing = packing_lib.Packing.choose(
+          map(self._needs, map(self.rows, itertools.count())),
+          width=packing_lib.packed_width(
+              packed_length, longest, feature_lengths, num_virtual_tokens
+          ),
+          longest_target=max(int(source.target_widths.max()) for source in self._sources),
+          batch_size=batch_size,
+          multiple=math.lcm(row_multiple, process_count),
+      )
+      self.widths = (self.packing.width,)
+      self._share = process_index, process_count
+      return
     self.widths = buckets_lib.encoder_widths(
-        max(int(widths.max()) for widths in row_widths),
+        longest,
         lengths,
         buckets,
         buckets_lib.random_batch_widths(
@@ -207,7 +148,6 @@ class TrainBatches:
         feature_lengths,
         num_virtual_tokens,
     )
-    self.target_length = feature_lengths['targets']
 
   @property
   def examples_per_epoch(self) -> int:
@@ -218,7 +158,7 @@ class TrainBatches:
     return step * self.batch_size / self.examples_per_epoch
 
   def rows(self, step: int) -> list[tuple[int, int]]:
-    """(task, example) of each row of the batch of a step, over all hosts."""
+    """(task, example) of each example of the batch of a step, over all hosts."""
     if step < 0:
       raise IndexError(f'There is no step {step}; steps begin at 0.')
     start = step * self.batch_size
@@ -227,22 +167,42 @@ class TrainBatches:
   def __getitem__(self, step: int) -> Batch:
     """The batch of a step: this host's rows."""
     rows = self.rows(step)
-    # All hosts must agree on the shape, so it is that of the whole batch.
-    longest = max(int(self._sources[t].widths[i]) for t, i in rows)
     sources = self._sources
-    return sources[0].batch(
-        [sources[task].example(index) for task, index in rows[self._rows]],
+    # All hosts must agree on the shape, so it is that of the whole batch.
+    widths, target_widths = self._needs(rows)
+    if self.packing is not None:
+      packed, count = self.packing.lay(widths, target_widths)
+      own = _local_rows(count, *self._share)
+      return sources[0].packed(
+          [[self._example(*rows[number]) for number in row] for row in packed[own]],
+          encoder_width=self.packing.width,
+          decoder_width=self.packing.decoder_width,
+          batch_size=own.stop - own.start,
+      )
+    longest = int(widths.max())
+    return sources[0].padded(
+        [self._example(*row) for row in rows[self._rows]],
         encoder_width=buckets_lib.narrowest(self.widths, longest),
-        target_length=self.target_length,
     )
+
+  def _needs(self, rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each example for the encoder and for the decoder."""
+    sources = [self._sources[task] for task, _ in rows]
+    return (
+        np.array([source.widths[index] for source, (_, index) in zip(sources, rows)]),
+        np.array([source.target_widths[index] for source, (_, index) in zip(sources, rows)]),
+    )
+
+  def _example(self, task: int, index: int) -> dict[str, np.ndarray]:
+    return self._sources[task].example(index)
 
 
 class EvalBatches:
   """All examples of a split once; iterate for pairs (Batch, example numbers).
 
-  Every batch has `batch_size` rows; the last one is filled up with empty rows. With
-  'bucket' the examples come longest first, so that batches hold examples of alike
-  lengths and too little memory shows at once.
+  Every batch has `batch_size` rows; the last one is filled up with empty rows. Each example
+  has a row of its own, so that 'pack' is 'bucket' here. With that the examples come longest
+  first, so that batches hold examples of alike lengths and too little memory shows at once.
 
   Attributes:
     batch_size: B, rows over all hosts.
@@ -271,9 +231,10 @@ class EvalBatches:
     The numbers that come with a batch are those of the whole batch, in the order of
     its rows over all hosts; rows beyond them are empty.
     """
+    lengths = 'bucket' if lengths == 'pack' else lengths
     self.batch_size = batch_size
     self.rows = _local_rows(batch_size, process_index, process_count)
-    self._source = _Source(
+    self._source = Examples(
         task,
         feature_lengths,
         vocab_size,
@@ -308,152 +269,12 @@ class EvalBatches:
     for start in range(0, len(self._order), self.batch_size):
       indices = self._order[start : start + self.batch_size]
       longest = int(self._source.widths[indices].max())
-      batch = self._source.batch(
+      batch = self._source.padded(
           [self._source.example(index) for index in indices[self.rows]],
           encoder_width=buckets_lib.narrowest(self.widths, longest),
-          target_length=self.target_length,
           batch_size=self.rows.stop - self.rows.start,
       )
       yield batch, indices
-
-
-class _Source:
-  """A task, checked against the model, with the lengths its rows will have."""
-
-  def __init__(
-      self,
-      task: TokenizedTask,
-      feature_lengths: Mapping[str, int],
-      vocab_size: int,
-      num_virtual_tokens: int,
-      num_decoder_virtual_tokens: int,
-      placement: Placement | str,
-      trains: bool = False,
-  ):
-    for feature in ('inputs', 'targets'):
-      if feature not in feature_lengths:
-        raise ValueError(
-            f'feature_lengths={dict(feature_lengths)} does not say how long {feature!r} '
-            "may be. Set TASK_FEATURE_LENGTHS, for example {'inputs': 512, 'targets': 8}."
-        )
-      if feature_lengths[feature] < 1:
-        raise ValueError(f'feature_lengths[{feature!r}]={feature_lengths[feature]} < 1.')
-      if feature not in task.features:
-        raise ValueError(
-            f'{task.name} has no {feature!r} (it has {", ".join(task.features)}). Plain '
-            'text is for `pretrain` and `adapt`, which make inputs and targets of it.'
-        )
-      _check_ids(task, feature, vocab_size)
-    self.task = task
-    self._input_length = feature_lengths['inputs']
-    self._vocab_size = vocab_size
-    self._num_virtual_tokens = num_virtual_tokens
-    self._num_decoder_virtual_tokens = num_decoder_virtual_tokens
-    self._placement = as_placement(placement).bind(task.vocabulary)
-    self._placement.check(num_virtual_tokens, self._input_length)
-    # Fields of a template that are not token features: tokenised once, here.
-    self._fields = {
-        name: _tokenized_field(task, name)
-        for name in self._placement.fields
-        if name not in task.features
-    }
-    ordinary = self._placement.num_anchor_tokens + sum(
-        task.lengths(name)
-        if name in task.features
-        else np.array([len(ids) for ids in self._fields[name]])
-        for name in self._placement.fields
-    )
-    if task.has_labels:
-      _warn_of_cuts(task, 'targets', task.lengths('targets'), feature_lengths, trains)
-    _warn_of_cuts(task, 'inputs', ordinary, feature_lengths, trains)
-    # [examples], tokens of the encoder's rows, virtual ones included.
-    self.widths = np.minimum(ordinary, self._input_length) + num_virtual_tokens
-
-  def example(self, index: int) -> dict[str, np.ndarray]:
-    index = int(index)
-    fields = {name: column[index] for name, column in self._fields.items()}
-    return self.task[index] | fields
-
-  def batch(self, examples: Sequence[Mapping[str, Any]], **shape: int) -> Batch:
-    return make_batch(
-        examples,
-        input_length=self._input_length,
-        vocab_size=self._vocab_size,
-        num_virtual_tokens=self._num_virtual_tokens,
-        num_decoder_virtual_tokens=self._num_decoder_virtual_tokens,
-        placement=self._placement,
-        **shape,
-    )
-
-
-def _warn_of_cuts(
-    task: TokenizedTask,
-    feature: str,
-    token_counts: np.ndarray,
-    feature_lengths: Mapping[str, int],
-    trains: bool,
-) -> None:
-  """Says what share of the examples a limit cuts, the worst of them, and what it costs."""
-  length = feature_lengths[feature]
-  num_cut = int(np.sum(token_counts > length))
-  if not num_cut:
-    return
-  worst = int(token_counts.argmax())
-  longest = int(token_counts[worst])
-  if feature == 'inputs':
-    consequence = 'the model does not see what is cut'
-  elif trains:
-    consequence = (
-        'the model never learns how these answers end, not even that they do (the '
-        f"end-of-sequence token is cut). Allow {longest} for 'targets', unless that is meant"
-    )
-  else:
-    consequence = 'answers are neither generated nor scored beyond it'
-  warnings.warn(
-      f"TASK_FEATURE_LENGTHS['{feature}']={length} cuts the {feature} of "
-      f'{num_cut / len(token_counts):.1%} of {task.name}, split {task.split!r} ({num_cut:,} of '
-      f'{len(token_counts):,} examples; the longest, example {worst}, has {longest} tokens): '
-      f'{consequence}.',
-      stacklevel=4,
-  )
-
-
-def _check_ids(task: TokenizedTask, feature: str, vocab_size: int) -> None:
-  tokens, offsets = task.flat_tokens(feature)
-  bad = np.flatnonzero((tokens >= vocab_size) | (tokens < 0))
-  if len(bad):
-    example = int(np.searchsorted(offsets, bad[0], side='right')) - 1
-    raise ValueError(
-        f'{task.name}, split {task.split!r}: the {feature} of example {example} hold the '
-        f'token id {int(tokens[bad[0]])}, but the embedding table has {vocab_size} rows. '
-        f'{len(bad):,} ids of {len(tokens):,} are out of range: the task was tokenised '
-        "with another vocabulary than the model's."
-    )
-
-
-def _tokenized_field(task: TokenizedTask, name: str) -> list[list[int]]:
-  first = task.example(0)
-  if name not in first:
-    known = dict.fromkeys([*task.features, *first])
-    raise ValueError(unknown_field(name, f'{task.name}, split {task.split!r},', known))
-  texts, is_answer = [], True
-  for index in range(len(task)):
-    example = task.example(index)
-    text = example[name]
-    if not isinstance(text, str):
-      raise ValueError(
-          f'The template (PLACEMENT) names the field {name!r}, which is no text: in example '
-          f'{index} of {task.name}, split {task.split!r}, it is {text!r}.'
-      )
-    texts.append(text)
-    is_answer = is_answer and text == example.get('targets_pretokenized')
-  if is_answer:
-    raise ValueError(
-        f'The template (PLACEMENT) names the field {name!r}, which in {task.name}, split '
-        f'{task.split!r}, is the answer: the model would read what it is to say. Put '
-        "<extra_id_0> where the answer belongs ('text: <extra_id_0>' in a sequence)."
-    )
-  return task.vocabulary.encode_many(texts)
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-LENGTHS = ('pad', 'bucket')
+LENGTHS = ('pad', 'bucket', 'pack')
 
 # Widths are multiples of this: fused attention wants even lengths, lanes come in 8s.
 _MULTIPLE = 8
@@ -51,7 +51,7 @@ def encoder_widths(
     raise ValueError(f'lengths={lengths!r}; use one of {", ".join(LENGTHS)}.')
   if buckets is None:
     widths, weights = batch_widths
-    return choose(np.minimum(_round_up(widths), most), weights)
+    return choose(np.minimum(round_up(widths), most), weights)
   if max(buckets) < longest:
     raise ValueError(
         f'buckets={tuple(buckets)}: the widest holds {max(buckets)} tokens, but the '
@@ -86,7 +86,9 @@ def random_batch_widths(
   return widths[order], np.diff(up_to**batch_size, prepend=0.0)
 
 
-def choose(widths: np.ndarray, weights: np.ndarray) -> tuple[int, ...]:
+def choose(
+    widths: np.ndarray, weights: np.ndarray, most: int = _MOST_BUCKETS
+) -> tuple[int, ...]:
   """The few of the widths to which batches can be padded with the least padding.
 
   Dynamic programming over the ascending widths. A bucket more is a compilation more,
@@ -95,6 +97,7 @@ def choose(widths: np.ndarray, weights: np.ndarray) -> tuple[int, ...]:
   Args:
     widths: what batches need.
     weights: how often each of the widths is needed.
+    most: how many may be chosen.
   """
   candidates, index = np.unique(widths, return_inverse=True)
   share = np.cumsum(np.bincount(index, weights)) / np.sum(weights)
@@ -103,7 +106,7 @@ def choose(widths: np.ndarray, weights: np.ndarray) -> tuple[int, ...]:
   cost = share * candidates
   chosen = [(int(width),) for width in candidates]
   best = chosen[-1]
-  for _ in range(_MOST_BUCKETS - 1):
+  for _ in range(most - 1):
     lowest = cost[-1]
     # [i, j]: what the next bucket costs at j if the one before is at i.
     table = cost[:, None] + (share[None, :] - share[:, None]) * candidates[None, :]
@@ -117,5 +120,6 @@ def choose(widths: np.ndarray, weights: np.ndarray) -> tuple[int, ...]:
   return best
 
 
-def _round_up(length: Any) -> Any:
-  return -(-length // _MULTIPLE) * _MULTIPLE
+def round_up(length: Any, multiple: int = _MULTIPLE) -> Any:
+  """The next multiple from `length` on."""
+  return -(-length // multiple) * multiple

@@ -89,7 +89,8 @@ class Evaluator:
       method: 'rank' chooses among the task's classes by their log-probability and
         generates where a task has none; 'generate' always generates, as T5X does. Of more
         than 1,000 classes predictions hold the best one's score alone.
-      lengths: 'pad' to the feature lengths, or 'bucket' to a few shorter ones.
+      lengths: 'pad' to the feature lengths, or 'bucket' to a few shorter ones; 'pack', as
+        training has it, is 'bucket' here.
       decoding: how to generate. Default: greedily, up to the length of the targets.
       normalize_by_length: rank by the mean log-probability of a class's tokens.
       output_dir: where `inference_eval/` is written; None writes nothing.
@@ -336,7 +337,7 @@ def evaluate(
       was trained with, else 512 and all of the targets.
     placement: where the virtual tokens stand; default: as the prompt was trained.
     method: 'rank' or 'generate', see `Evaluator`.
-    lengths: 'pad' or 'bucket'; the scores are the same.
+    lengths: 'pad', or 'bucket' or 'pack', which are one here; the scores are the same.
     decoding: how to generate. A max_length of None is as the prompt was trained.
     normalize_by_length: rank by mean log-probabilities.
     params: the backbone's weights, where they are not its own.

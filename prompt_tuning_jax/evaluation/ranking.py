@@ -59,7 +59,15 @@ def score_targets(
     params: its weights.
     batch: inputs and targets.
     injection: the prompt, or None.
+
+  Raises:
+    ValueError: if rows of the batch are packed: there is one score a row.
   """
+  if batch.decoder_segment_ids is not None:
+    raise ValueError(
+        'The batch is packed, so that a row is no example to be scored. Use EvalBatches, '
+        'whose rows are one example each.'
+    )
   logits_BTV = module.apply({'params': params}, batch, injection)
   return sequence_scores(
       logits_BTV, batch.decoder_target_tokens, batch.decoder_loss_weights

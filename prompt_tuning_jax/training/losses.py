@@ -50,6 +50,17 @@ class LossConfig:
     if not 0.0 <= self.label_smoothing < 1.0:
       raise ValueError(f'LABEL_SMOOTHING is {self.label_smoothing}, not in [0, 1).')
 
+  def of_rows(self, rows: int, target_length: int) -> LossConfig:
+    """The same with the number in place of 'NUM_TOTAL_TARGET_TOKENS', for packed batches.
+
+    Args:
+      rows: rows of the batch, were it padded.
+      target_length: T, the decoder's width there.
+    """
+    if self.normalizing_factor != 'NUM_TOTAL_TARGET_TOKENS':
+      return self
+    return dataclasses.replace(self, normalizing_factor=rows * target_length)
+
 
 def cross_entropy(
     logits_BTV: Array, targets_BT: Array, *, z_loss: float = 0.0, label_smoothing: float = 0.0
@@ -87,14 +98,25 @@ def weights_and_factor(
   Taken over the whole batch, before it is split into microbatches.
   """
   weights_BT = jnp.asarray(batch.decoder_loss_weights, jnp.float32)
+  segments_BT = batch.decoder_segment_ids
   if normalizing_factor == 'AVERAGE_PER_SEQUENCE':
-    count_B1 = jnp.sum(weights_BT, axis=-1, keepdims=True)
-    weights_BT = jnp.where(count_B1 > 0, weights_BT / jnp.maximum(count_B1, 1.0), 0.0)
+    if segments_BT is None:
+      count = jnp.sum(weights_BT, axis=-1, keepdims=True)
+    else:
+      same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+      count = jnp.sum(same_BTT * weights_BT[:, None, :], axis=-1)
+    weights_BT = jnp.where(count > 0, weights_BT / jnp.maximum(count, 1.0), 0.0)
     factor = jnp.sum(weights_BT)
   elif normalizing_factor == 'NUM_REAL_TARGET_TOKENS':
     factor = jnp.sum(weights_BT)
   elif normalizing_factor == 'NUM_TOTAL_TARGET_TOKENS':
     # Padding counts, so `TrainBatches` keeps T at the feature length in every batch.
+    if segments_BT is not None:
+      raise ValueError(
+          "LOSS_NORMALIZING_FACTOR='NUM_TOTAL_TARGET_TOKENS' counts padding, of which a packed "
+          'batch has another amount. Give the number: rows × target length of the padded '
+          'batch, as LossConfig.of_rows does.'
+      )
     factor = jnp.float32(weights_BT.size)
   else:
     factor = jnp.float32(1.0 if normalizing_factor is None else normalizing_factor)

@@ -69,6 +69,7 @@ def train(
     feature_lengths: Mapping[str, int] | None = None,
     placement: Placement | str = 'prefix',
     lengths: str = 'pad',
+    packed_length: int | None = None,
     loss: LossConfig = LossConfig(),
     microbatches: int = 1,
     dropout_rate: float = 0.0,
@@ -102,11 +103,15 @@ def train(
     trainable: an optimiser for the prompt (for the backbone where there is no method),
       or a labelling of the parameter tree (`training/trainable.py`). Default: Adafactor
       as in the paper.
-    batch_size: rows of a batch.
+    batch_size: examples of a batch.
     feature_lengths: longest inputs and targets in tokens; the prompt comes on top.
       Default {'inputs': 512, 'targets': 8}.
     placement: where the virtual tokens stand among an example's tokens.
-    lengths: 'pad' to the feature lengths, or 'bucket' to a few shorter ones.
+    lengths: 'pad' to the feature lengths, 'bucket' to a few shorter ones, or 'pack' several
+      examples into a row. None changes the result, up to rounding, but that packed examples
+      of a row share a mask of dropout. Evaluation buckets where training packs.
+    packed_length: tokens of a packed row, prompts included; None is what the longest example
+      that feature_lengths allow needs. Longer rows are filled better.
     loss: z-loss, label smoothing, normalisation.
     microbatches: parts of each batch, computed one after the other to save memory.
     dropout_rate: of the frozen model during training; the original code keeps T5's 0.1.
@@ -176,6 +181,8 @@ def train(
         'dropout_rate': dropout_rate,
         'random_seed': random_seed,
     }
+    if lengths == 'pack':
+      description['packed_length'] = packed_length
     if isinstance(task, FileTask):
       description['file_task'] = task.description()
     if best_metric is not None:
@@ -206,6 +213,8 @@ def train(
         batch_size,
         vocab_size=backbone.spec.vocab_size,
         seed=random_seed,
+        packed_length=packed_length,
+        row_multiple=microbatches * partitioning.count_of_parts(backbone.mesh),
         process_index=share[0],
         process_count=share[1],
         **layout,
@@ -251,6 +260,10 @@ def train(
       })
 
     state = parameters.placed_state()
+    if batches.packing is not None:
+      # What T5X counts is the padded batch, virtual tokens of the decoder included.
+      in_decoder = layout['num_decoder_virtual_tokens']
+      loss = loss.of_rows(batch_size, batches.target_length + in_decoder)
     train_step = make_train_step(
         method,
         module,

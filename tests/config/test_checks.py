@@ -81,7 +81,8 @@ def prompt_file(backbone_dir, tmp_path):
         ('train', '--gin.PLACEMENT={3} {inputs} {3}', 'places for 6 virtual tokens, but'),
         ('train', '--gin.PLACEMENT={3} {inputs', 'Braces come in pairs'),
         ('train', '--gin.PROMPT_LENGTH=@slots_of()', "PLACEMENT is 'prefix', which has none"),
-        ('train', '--gin.LENGTHS=pak', "LENGTHS is 'pak'; it may be 'pad' or 'bucket'. Did"),
+        ('train', '--gin.LENGTHS=pak', "LENGTHS is 'pak'; it may be 'pad' or 'bucket' or 'pack'."),
+        ('train', '--gin.PACKED_LENGTH=0', 'PACKED_LENGTH'),
         ('train', '--gin.EVAL_METHOD=ranking', "EVAL_METHOD is 'ranking'; it may be 'rank'"),
         ('train', "--gin.train.best_mode='most'", "best_mode is 'most'"),
         ('train', '--gin.train.keep_checkpoints=0', 'keep_checkpoints is 0'),
@@ -105,6 +106,14 @@ def test_a_dry_run_finds_what_the_run_would(dry_run, command, flag, answer):
   assert status == 2
   assert answer in errors
   assert 'Traceback' not in errors
+
+
+def test_a_dry_run_finds_packed_rows_that_hold_no_more_than_the_prompt(dry_run):
+  status, errors = dry_run('train', '--gin.LENGTHS=pack', '--gin.PACKED_LENGTH=100')
+  assert status == 2
+  assert 'PACKED_LENGTH=100 leaves no room for an input beside the 100 virtual' in errors
+  assert dry_run('train', '--gin.LENGTHS=pack', '--gin.PACKED_LENGTH=116')[0] == 0
+  assert dry_run('train', '--gin.LENGTHS=pack')[0] == 0
 
 
 def test_a_dry_run_finds_an_encoder_that_does_not_fit_the_model(dry_run):

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from prompt_tuning_jax.data.batches import make_batch
 from prompt_tuning_jax.data.cache import TokenizedTask
 from prompt_tuning_jax.data.order import ExampleOrder, permutation
+from prompt_tuning_jax.data.padding import make_batch
 from prompt_tuning_jax.data.virtual_tokens import Template
 from tests.data.samples import eval_batches, make_task, train_batches
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax.backbones.t5 import T5
-from prompt_tuning_jax.data.batches import make_batch
+from prompt_tuning_jax.data.padding import make_batch
 from prompt_tuning_jax.data.virtual_tokens import (
     Suffix,
     Template,

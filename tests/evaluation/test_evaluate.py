@@ -9,8 +9,8 @@ import pytest
 
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.data import cache
-from prompt_tuning_jax.data.batches import make_batch
 from prompt_tuning_jax.data.file_task import FileTask
+from prompt_tuning_jax.data.padding import make_batch
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import metrics, ranking

@@ -9,7 +9,7 @@ import pytest
 from prompt_tuning_jax.artifact import load_artifact, save_prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
-from prompt_tuning_jax.data.batches import make_batch
+from prompt_tuning_jax.data.padding import make_batch
 from prompt_tuning_jax.evaluation.decoding import beam_search, greedy
 from prompt_tuning_jax.evaluation.ranking import score_choices, score_targets
 from prompt_tuning_jax.methods import method as method_lib
