@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
@@ -77,7 +76,7 @@ class Backbone:
   @property
   def num_params(self) -> int:
     """Number of weights, counted from the shapes."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.shapes))
+    return int8.count(self.shapes)
 
   @property
   def embedding_VD(self) -> Array:

@@ -13,6 +13,7 @@ converted while they are read.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -29,12 +30,13 @@ SCALE = '_scale'
 REDUCED_AXES = {'kernel': -2, 'embedding': -1}
 
 
-def quantize(weights: Any, axis: int) -> tuple[Any, Any]:
+def quantize(weights: Any, axis: int, largest: int = LARGEST) -> tuple[Any, Any]:
   """Weights in int8, and their scales.
 
   Args:
     weights: a numpy or jax array.
     axis: the axis that a scale spans.
+    largest: the number that stands for the largest of a channel; 7 is what int4 would hold.
 
   Returns:
     int8 numbers of the same shape, and the scales in float32, without that axis; numpy arrays
@@ -42,9 +44,9 @@ def quantize(weights: Any, axis: int) -> tuple[Any, Any]:
   """
   xp = jnp if isinstance(weights, jax.Array) else np
   weights = weights.astype(np.float32)
-  largest = xp.maximum(weights.max(axis), -weights.min(axis))
+  scale = xp.maximum(weights.max(axis), -weights.min(axis)) / largest
   # A channel of zeros, or of numbers so small that their scale would be zero.
-  scale = xp.where(largest / LARGEST > 0, largest / LARGEST, 1).astype(np.float32)
+  scale = xp.where(scale == 0, 1, scale).astype(np.float32)
   return xp.rint(weights / xp.expand_dims(scale, axis)).astype(np.int8), scale
 
 
@@ -62,6 +64,15 @@ def quantize_params(params: PyTree) -> PyTree:
     else:
       tree[path] = leaf
   return traverse_util.unflatten_dict(tree)
+
+
+def count(tree: PyTree) -> int:
+  """Number of parameters in a tree of arrays or shapes; scales are not counted."""
+  return sum(
+      math.prod(leaf.shape)
+      for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+      if not jax.tree_util.keystr(path[-1:], simple=True).endswith(SCALE)
+  )
 
 
 def logical_axes(axes: PyTree) -> PyTree:

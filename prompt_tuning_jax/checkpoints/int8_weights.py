@@ -60,12 +60,13 @@ def quantized(
       return known[key]
     around = [*kept]
     around.insert(axis, slice(None))
-    numbers, scale = int8.quantize(weights.part(array, tuple(around)), axis)
-    if not np.isfinite(scale).all():
+    found = weights.part(array, tuple(around))
+    if not np.isfinite(found).all():
       raise ValueError(
           f'{array} holds numbers that are not finite, which cannot be held in int8. Fetch or '
           'copy the checkpoint again, or load it with param_dtype=None (PARAM_DTYPE).'
       )
+    numbers, scale = int8.quantize(found, axis)
     known[key] = scale
     if name != array:
       return scale

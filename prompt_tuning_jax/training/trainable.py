@@ -18,12 +18,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import traverse_util
 
+from prompt_tuning_jax.backbones import int8
 from prompt_tuning_jax.typing import PyTree
 
 Labelling = Mapping[str, optax.GradientTransformation]
@@ -116,4 +115,4 @@ def make_optimizer(labelling: Labelling, trainable: PyTree) -> optax.GradientTra
 
 def count(tree: PyTree) -> int:
   """Number of parameters in a tree of arrays or shapes."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+  return int8.count(tree)
