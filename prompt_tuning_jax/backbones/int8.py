@@ -2,7 +2,8 @@
 
 A kernel [in, out] has a scale for each output, an embedding table one for each row. A scale
 multiplies what the product gives, so that kernels are never held in another type than int8:
-only a layer's own is converted, while it is used. Norms and relative position biases are small
+only a layer's own is converted, while it is used (in the scan, that is: of unrolled layers XLA
+may convert several at once). Norms and relative position biases are small
 and stay as they are. A tree of such weights holds a `kernel_scale` beside every int8 `kernel`,
 and an `embedding_scale` beside the `embedding`; the layers tell by these what they are given.
 
