@@ -2,10 +2,10 @@
 
 A kernel [in, out] has a scale for each output, an embedding table one for each row. A scale
 multiplies what the product gives, so that kernels are never held in another type than int8:
-only a layer's own is converted, while it is used (in the scan, that is: of unrolled layers XLA
-may convert several at once). Norms and relative position biases are small
-and stay as they are. A tree of such weights holds a `kernel_scale` beside every int8 `kernel`,
-and an `embedding_scale` beside the `embedding`; the layers tell by these what they are given.
+only a layer's own is converted, while it is used (where layers are scanned, that is; of
+unrolled ones XLA may convert several at once). Norms and relative position biases are small and
+stay as they are. A tree of such weights holds a `kernel_scale` beside every int8 `kernel`, and
+an `embedding_scale` beside the `embedding`; the layers tell by these what they are given.
 
 Numbers are rounded to the nearest, symmetrically around zero, the largest of a channel to 127:
 the error of a weight is at most 1/254 of that. Nothing is calibrated, so that weights can be
