@@ -50,6 +50,8 @@ class Manifest:
     backbone: name of the backbone the prompt was trained with.
     backbone_fingerprint: content hash of that backbone's weights.
     backbone_spec: that backbone's sizes.
+    backbone_weights: 'int8' where they were held so while the prompt trained; it goes with the
+      weights they were rounded from as well.
     vocabulary_fingerprint: hash of the vocabulary.
     method: the prompt method's class, 'SoftPrompt'.
     num_virtual_tokens: virtual tokens that the data pipeline places in each input.
@@ -66,6 +68,7 @@ class Manifest:
   backbone: str = ''
   backbone_fingerprint: str = ''
   backbone_spec: BackboneSpec | None = None
+  backbone_weights: str = ''
   vocabulary_fingerprint: str = ''
   method: str = ''
   num_virtual_tokens: int = 0
@@ -192,7 +195,8 @@ class Prompt:
         lines.append(f'  {label:<10} {text}')
 
     weights = manifest.backbone_fingerprint
-    add('backbone', manifest.backbone, weights and f'weights {weights[:12]}…')
+    held_as = manifest.backbone_weights and f'held in {manifest.backbone_weights}'
+    add('backbone', manifest.backbone, weights and f'weights {weights[:12]}…', held_as)
     add('method', manifest.method)
     add('placement', _placement(manifest.placement))
     add('task', manifest.task, _pairs(manifest.feature_lengths))
@@ -240,6 +244,7 @@ def save_prompt(
         'backbone': backbone.name,
         'backbone_fingerprint': backbone.fingerprint,
         'backbone_spec': backbone.spec,
+        'backbone_weights': 'int8' if getattr(backbone.module, 'int8', False) else '',
         'vocabulary_fingerprint': getattr(backbone.vocabulary, 'fingerprint', ''),
     } | fields
   fields.setdefault('num_virtual_tokens', injection.num_virtual_tokens)
@@ -319,7 +324,10 @@ def _check_types(manifest: Manifest, path: str) -> None:
       'metrics': ('numbers by name', maps_to_numbers),
       'placement': ('a text or an object', lambda v: isinstance(v, (str, dict))),
   }
-  texts = ('backbone', 'backbone_fingerprint', 'vocabulary_fingerprint', 'method', 'task')
+  texts = (
+      'backbone', 'backbone_fingerprint', 'backbone_weights', 'vocabulary_fingerprint', 'method',
+      'task',
+  )  # fmt: skip
   expected |= {name: ('a text', lambda v: isinstance(v, str)) for name in texts}
   for name, (kind, accepts) in expected.items():
     value = getattr(manifest, name)

@@ -8,6 +8,7 @@ they are whole on every device.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import optax
 from jax.sharding import AbstractMesh
 
 from prompt_tuning_jax import costs, partitioning, targets
+from prompt_tuning_jax.backbones import int8
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.data import buckets, packing
@@ -112,6 +114,7 @@ class Setting:
     microbatches: parts of a batch, one after the other.
     num_partitions: devices that share a copy of the model.
     parameter_partitioning_dims: 2 where parameters are split over the others too.
+    param_dtype: 'int8' where kernels and embeddings are held so; None where they are as `dtype`.
   """
 
   dtype: str
@@ -119,6 +122,7 @@ class Setting:
   microbatches: int
   num_partitions: int
   parameter_partitioning_dims: int
+  param_dtype: str | None = None
 
   @property
   def rules(self) -> partitioning.Rules:
@@ -131,6 +135,7 @@ class Setting:
         'dtype': 'DTYPE', 'remat': 'REMAT', 'microbatches': 'MICROBATCHES',
         'num_partitions': 'NUM_PARTITIONS',
         'parameter_partitioning_dims': 'PARAMETER_PARTITIONING_DIMS',
+        'param_dtype': 'PARAM_DTYPE',
     }  # fmt: skip
     return ' '.join(
         f'--gin.{macro}={getattr(other, name)}'
@@ -186,6 +191,9 @@ class Plan:
     if target.flops:
       least = self.flops / target.count / target.flops
       seconds = f'; {least:.3g} s at the full speed of the devices in bfloat16'
+    held_as = setting.dtype
+    if setting.param_dtype:
+      held_as = f'{setting.param_dtype}, computed in {setting.dtype}'
     verdict = 'fits'
     if not self.fits:
       verdict = 'does not fit' + (
@@ -198,7 +206,7 @@ class Plan:
         f'target       {target.name}: {target.count} × {_shown(target.memory)}, mesh data {data} '
         f'× model {setting.num_partitions}',
         f'trains       {self.trained:,} of {self.trained + self.frozen:,} numbers ({share:.3g} %)',
-        f'each device  weights      {_shown(self.weights)} ({setting.dtype})',
+        f'each device  weights      {_shown(self.weights)} ({held_as})',
         f'             state        {_shown(self.state)}',
         f'             activations  {_shown(self.activations)} (estimate; REMAT={setting.remat}, '
         f'MICROBATCHES={setting.microbatches})',
@@ -220,6 +228,7 @@ def plan(
     packed_length: int | None = None,
     microbatches: int = 1,
     dropout_rate: float = 0.0,
+    dtype: str | None = None,
     num_partitions: int = 1,
     parameter_partitioning_dims: int = 1,
 ) -> Plan:
@@ -238,6 +247,8 @@ def plan(
     packed_length: tokens of a packed row; None is what the longest example needs.
     microbatches: parts of each batch.
     dropout_rate: of the model while it trains.
+    dtype: 'auto' plans for what the target's devices compute in, whatever this machine's do;
+      else the backbone's own counts.
     num_partitions: devices that share a copy of the model.
     parameter_partitioning_dims: 2 splits parameters over the others too.
 
@@ -246,12 +257,14 @@ def plan(
   """
   found = targets.parse(target)
   module = backbone.module.clone(dropout_rate=dropout_rate)
+  on_accelerators = dtype == 'auto' and found.flops is not None
   setting = Setting(
-      jnp.dtype(module.dtype).name,
+      'bfloat16' if on_accelerators else jnp.dtype(module.dtype).name,
       module.remat,
       microbatches,
       num_partitions,
       parameter_partitioning_dims,
+      'int8' if module.int8 else None,
   )
   limits = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   if trainable is None:
@@ -265,7 +278,11 @@ def plan(
   result = run.plan(found, setting)
   advice = ''
   if not result.fits:
-    fitting = (s for s in _easier(setting, found, rows) if run.plan(found, s).fits)
+    easier = _easier(setting, found, rows)
+    if not any(prefix.split('/')[0] == 'backbone' for prefix in labelling):
+      in_int8 = dataclasses.replace(setting, param_dtype='int8')
+      easier = itertools.chain(easier, [in_int8], _easier(in_int8, found, rows))
+    fitting = (s for s in easier if run.plan(found, s).fits)
     better = next(fitting, None)
     advice = '' if better is None else setting.changes(better)
   what = 'model tuning' if method is None else type(method).__name__
@@ -371,7 +388,11 @@ class _Run:
   def plan(self, target: Target, setting: Setting) -> Plan:
     """Costs of a step on the target."""
     data = target.count // setting.num_partitions
-    whole = self._module.clone(dtype=jnp.dtype(setting.dtype), remat=setting.remat)
+    whole = self._module.clone(
+        dtype=jnp.dtype(setting.dtype),
+        remat=setting.remat,
+        int8=setting.param_dtype == 'int8',
+    )
     shapes = self._shapes(whole, whole.dtype)
     trained, frozen = trainable_lib.split(shapes, self._labelling)
     mesh = AbstractMesh((data, setting.num_partitions), partitioning.MESH_AXES)
@@ -417,7 +438,7 @@ class _Run:
 
   def _shapes(self, module: T5, dtype: Any) -> PyTree:
     weights = jax.eval_shape(module.init_params, jax.random.key(0))
-    shapes = {'backbone': jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), weights)}
+    shapes = {'backbone': int8.held_as(weights, dtype)}
     if self._method is not None:
       shapes['prompt'], _ = method_lib.shapes(self._method, module.spec)
     return shapes

@@ -78,6 +78,41 @@ def test_parts_of_the_model_and_of_the_batch_are_a_device_s():
   assert one.flops > 2 * 32 * 532 * 12 * 4 * 768 * 768
 
 
+def test_int8_takes_half_of_what_bfloat16_does():
+  def of(**settings):
+    module = T5(XXL, dtype=jnp.bfloat16, remat='full', **settings)
+    return plan.plan(
+        backbone=Backbone('t5', module, None, lambda: None), target='T4',
+        method=SoftPrompt(100), batch_size=2, feature_lengths=LENGTHS,
+    )  # fmt: skip
+
+  plain, quantised = of(), of(int8=True)
+  scales = quantised.weights - quantised.frozen
+  assert quantised.frozen == plain.frozen == 11_135_332_352
+  assert plain.weights == 2 * plain.frozen
+  assert 0 < scales < 0.002 * quantised.weights
+  assert quantised.activations == plain.activations and quantised.flops == plain.flops
+  assert '10.4 GiB (int8, computed in bfloat16)' in repr(quantised)
+  # Nothing else would do on one device.
+  assert not plain.fits and plain.advice == '--gin.PARAM_DTYPE=int8'
+  assert quantised.fits
+
+
+def test_auto_plans_for_what_the_devices_of_the_target_compute_in():
+  def of(target, dtype):
+    module = T5(BASE)  # In float32, as 'auto' is on the machine that plans.
+    return plan.plan(
+        backbone=Backbone('t5', module, None, lambda: None), target=target, dtype=dtype,
+        method=SoftPrompt(5), batch_size=8, feature_lengths=LENGTHS,
+    )  # fmt: skip
+
+  for target in ('H100', 'v5e-1'):
+    assert of(target, 'auto').setting.dtype == 'bfloat16'
+    assert of(target, 'float32').setting.dtype == 'float32'
+    assert 2 * of(target, 'auto').weights == of(target, 'float32').weights
+  assert of('here', 'auto').setting.dtype == 'float32'
+
+
 def test_advice_makes_the_run_fit():
   wide = dict(backbone=backbone(BASE), method=SoftPrompt(100), batch_size=64)
   found = plan.plan(target='T4', feature_lengths=LENGTHS, **wide)

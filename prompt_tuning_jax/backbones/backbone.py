@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
+from prompt_tuning_jax.backbones import int8
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import Array, BackboneSpec, PyTree
 
@@ -76,15 +76,19 @@ class Backbone:
   @property
   def num_params(self) -> int:
     """Number of weights, counted from the shapes."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.shapes))
+    return int8.count(self.shapes)
 
   @property
   def embedding_VD(self) -> Array:
     """The token embedding table [V, D], from which prompts may be initialised."""
-    table_VD = self.params['token_embedder']['embedding']
-    if jax.process_count() == 1 or self.mesh is None:
+    embedder = self.params['token_embedder']
+    table_VD, scale_V = embedder['embedding'], embedder.get('embedding_scale')
+    if jax.process_count() > 1 and self.mesh is not None:
+      # No process has all of it where several share the model. Whoever traces an initialiser
+      # gets numbers all the same.
+      with jax.ensure_compile_time_eval():
+        table_VD = partitioning.whole(table_VD)
+        scale_V = None if scale_V is None else partitioning.whole(scale_V)
+    if scale_V is None:
       return table_VD
-    # No process has all of it where several share the model. Whoever traces an initialiser
-    # gets numbers all the same.
-    with jax.ensure_compile_time_eval():
-      return partitioning.whole(table_VD)
+    return int8.dequantize(table_VD, scale_V, -1, self.module.dtype)

@@ -16,8 +16,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning_jax.backbones import int8
 from prompt_tuning_jax.backbones.t5_config import T5Config
-from prompt_tuning_jax.backbones.t5_layers import float32_product, place_virtual
+from prompt_tuning_jax.backbones.t5_layers import (
+    ATTENTIONS,
+    check_cudnn,
+    float32_product,
+    place_virtual,
+)
 from prompt_tuning_jax.backbones.t5_stacks import Decoder, DecoderCache, Encoder
 from prompt_tuning_jax.partitioning import constrain_rows
 from prompt_tuning_jax.typing import (
@@ -47,14 +53,20 @@ class _TokenEmbedder(nn.Module):
   def __call__(self, tokens: Array, virtual_embeddings_PD: Array | None = None) -> Array:
     # mode='clip' is what the hardware does anyway; ids beyond the table are refused
     # where batches are made, with the name of the example.
-    x = jnp.asarray(self.embedding).at[tokens].get(mode='clip').astype(self.dtype)
+    x = jnp.asarray(self.embedding).at[tokens].get(mode='clip')
+    scale_V = self.get_variable('params', 'embedding_scale')
+    if scale_V is not None:
+      x = x * scale_V.at[tokens].get(mode='clip')[..., None]
+    x = x.astype(self.dtype)
     if virtual_embeddings_PD is not None:
       x = place_virtual(x, virtual_embeddings_PD, tokens - self.vocab_size)
     return constrain_rows(x)
 
   def attend(self, x_BTD: Array) -> Array:
     """Logits [B, T, V] in float32 of an output layer that is the table itself."""
-    return float32_product(x_BTD, self.embedding.T.astype(self.dtype))
+    logits_BTV = float32_product(x_BTD, self.embedding.T.astype(self.dtype))
+    scale_V = self.get_variable('params', 'embedding_scale')
+    return logits_BTV if scale_V is None else logits_BTV * scale_V
 
 
 class T5(nn.Module):
@@ -67,6 +79,11 @@ class T5(nn.Module):
       0.1), in [0, 1); active only where `enable_dropout` is passed.
     remat: name of a rematerialisation policy (`t5_stacks.REMAT_POLICIES`).
     unroll: compile every layer for itself instead of scanning them; same parameters.
+    attention: how attention is computed (`t5_layers.ATTENTIONS`): 'xla' by products that XLA
+      compiles; 'dot_product' by `jax.nn.dot_product_attention`; 'cudnn' by its kernel for
+      NVIDIA GPUs, which computes in bfloat16. The latter two know no dropout.
+    int8: whether kernels and embeddings are held in int8 (`int8.py`), so far as shapes are
+      told and weights are drawn. The layers go by the weights that they are given.
   """
 
   config: T5Config
@@ -74,6 +91,8 @@ class T5(nn.Module):
   dropout_rate: float = 0.0
   remat: str = 'none'
   unroll: bool = False
+  attention: str = 'xla'
+  int8: bool = False
 
   def __post_init__(self) -> None:
     rate = self.dropout_rate
@@ -83,6 +102,16 @@ class T5(nn.Module):
           'dropped in training, at least 0 and below 1. Set DROPOUT_RATE = 0.1, as T5 has '
           'it, or 0.0 for none.'
       )
+    if self.attention not in ATTENTIONS:
+      raise ValueError(
+          f'ATTENTION is {self.attention!r} (T5.attention); it may be '
+          f'{", ".join(map(repr, ATTENTIONS))}.'
+      )
+    if self.attention != 'xla' and rate > 0:
+      raise ValueError(
+          f'ATTENTION={self.attention!r} knows no dropout, but DROPOUT_RATE is {rate}. Set '
+          "DROPOUT_RATE=0.0, or ATTENTION='xla'."
+      )
     super().__post_init__()
 
   def setup(self) -> None:
@@ -91,6 +120,8 @@ class T5(nn.Module):
           'T5 overflows in float16 (its feed-forward outputs exceed 65,504). '
           'Use bfloat16 or float32.'
       )
+    if self.attention == 'cudnn':
+      check_cudnn(self.dtype)
     self.token_embedder = _TokenEmbedder(
         self.config.vocab_size, self.config.d_model, self.dtype
     )
@@ -100,6 +131,7 @@ class T5(nn.Module):
         dropout_rate=self.dropout_rate,
         remat=self.remat,
         unroll=self.unroll,
+        attention=self.attention,
     )
     self.encoder = Encoder(**stack)
     self.decoder = Decoder(**stack)
@@ -271,12 +303,14 @@ class T5(nn.Module):
 
   def init_params(self, key: Array) -> PyTree:
     """Freshly drawn weights as plain arrays, in T5's own initialisation."""
-    return nn.meta.unbox(self._init(key))
+    params = nn.meta.unbox(self._init(key))
+    return int8.quantize_params(params) if self.int8 else params
 
   def logical_axes(self) -> PyTree:
     """T5X's logical axis names of every weight, as PartitionSpecs of names."""
     boxed = jax.eval_shape(self._init, jax.random.key(0))
-    return nn.get_partition_spec(boxed)
+    axes = nn.get_partition_spec(boxed)
+    return int8.logical_axes(axes) if self.int8 else axes
 
   def _init(self, key: Array) -> PyTree:
     one = jnp.ones((1, 1), jnp.int32)

@@ -93,6 +93,7 @@ class _Layer(nn.Module):
   config: T5Config
   dtype: jnp.dtype
   dropout_rate: float
+  attention_implementation: str
 
   def _norm(self) -> t5_layers.RMSNorm:
     return t5_layers.RMSNorm(dtype=self.dtype)
@@ -105,6 +106,7 @@ class _Layer(nn.Module):
         d_model=config.d_model,
         dtype=self.dtype,
         dropout_rate=self.dropout_rate,
+        implementation=self.attention_implementation,
     )
 
   def _mlp(self) -> t5_layers.MLP:

@@ -56,7 +56,7 @@ float32_product.defvjp(_float32_product_forward, _float32_product_backward)
 
 
 class Kernel(nn.Module):
-  """A matrix [in, out] without bias, `Dense` in T5's terms.
+  """A matrix [in, out] without bias, `Dense` in T5's terms; it may be in int8 (`int8.py`).
 
   Attributes:
     features: size of the output.
@@ -79,8 +79,19 @@ class Kernel(nn.Module):
         nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes),
         (x.shape[-1], self.features),
     )
-    kernel = kernel.astype(self.dtype)
-    return float32_product(x, kernel) if self.float32_output else x @ kernel
+    product = float32_product if self.float32_output else jnp.matmul
+    scale = self.get_variable('params', 'kernel_scale')
+    if scale is not None:
+      return _int8_product(product, x, kernel, scale)
+    return product(x, kernel.astype(self.dtype))
+
+
+# Without the checkpoint, the converted kernels of all layers would be kept for the backward
+# pass: the very copy of the model that int8 is to spare.
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _int8_product(product, x: Array, kernel: Array, scale: Array) -> Array:
+  y = product(x, kernel.astype(x.dtype))
+  return (y * scale).astype(y.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -218,14 +229,40 @@ def prefix_length(prefix: KeysValues | None) -> int:
   return 0 if prefix is None else prefix[0].shape[1]
 
 
+# How queries, keys and values become outputs: by the products written out here, or by
+# `jax.nn.dot_product_attention`, compiled by XLA or one kernel of cuDNN's.
+ATTENTIONS = ('xla', 'dot_product', 'cudnn')
+
+
+def check_cudnn(dtype: jnp.dtype, platform: str | None = None) -> None:
+  """Raises ValueError unless cuDNN's attention can be computed in a type on a platform.
+
+  Args:
+    dtype: of the computation.
+    platform: of the devices, as JAX calls it; the default's where None.
+  """
+  platform = platform or jax.default_backend()
+  if platform != 'gpu' or dtype != jnp.bfloat16:
+    raise ValueError(
+        "ATTENTION='cudnn' computes in bfloat16 on NVIDIA GPUs, but this run computes in "
+        f"{jnp.dtype(dtype).name} on {platform}. Set ATTENTION='xla'"
+        + (", or DTYPE='bfloat16'." if platform == 'gpu' else '.')
+    )
+
+
 class Attention(nn.Module):
-  """Multi-head attention as in T5: no biases, no 1/sqrt(H) on the logits."""
+  """Multi-head attention as in T5: no biases, no 1/sqrt(H) on the logits.
+
+  Attributes:
+    implementation: one of `ATTENTIONS`.
+  """
 
   num_heads: int
   d_kv: int
   d_model: int
   dtype: jnp.dtype
   dropout_rate: float = 0.0
+  implementation: str = 'xla'
 
   def setup(self) -> None:
     joined = self.num_heads * self.d_kv
@@ -264,12 +301,39 @@ class Attention(nn.Module):
     """Attends from `x_BTD`; hidden pairs carry a large negative bias."""
     query_BTNH = self._split_heads(self.query(x_BTD))
     with jax.named_scope('attention'):
-      logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', query_BTNH, key_BSNH)
-      logits_BNTS = logits_BNTS.astype(jnp.float32) + bias_BNTS.astype(jnp.float32)
-      weights_BNTS = _softmax(logits_BNTS).astype(self.dtype)
-      weights_BNTS = dropout(weights_BNTS, self.dropout_rate, dropout_rng)
-      mixed_BTNH = jnp.einsum('BNTS,BSNH->BTNH', weights_BNTS, value_BSNH)
+      if self.implementation == 'xla':
+        mixed_BTNH = self._mixed(query_BTNH, key_BSNH, value_BSNH, bias_BNTS, dropout_rng)
+      else:
+        mixed_BTNH = self._fused(query_BTNH, key_BSNH, value_BSNH, bias_BNTS)
     return self.out(mixed_BTNH.reshape(*x_BTD.shape[:-1], -1))
+
+  def _mixed(self, query_BTNH, key_BSNH, value_BSNH, bias_BNTS, dropout_rng) -> Array:
+    logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', query_BTNH, key_BSNH)
+    logits_BNTS = logits_BNTS.astype(jnp.float32) + bias_BNTS.astype(jnp.float32)
+    weights_BNTS = _softmax(logits_BNTS).astype(self.dtype)
+    weights_BNTS = dropout(weights_BNTS, self.dropout_rate, dropout_rng)
+    return jnp.einsum('BNTS,BSNH->BTNH', weights_BNTS, value_BSNH)
+
+  def _fused(self, query_BTNH, key_BSNH, value_BSNH, bias_BNTS) -> Array:
+    # cuDNN's kernel is for many queries: a decoded token is one.
+    cudnn = self.implementation == 'cudnn' and query_BTNH.shape[1] > 1
+    shape = (*bias_BNTS.shape[:2], query_BTNH.shape[1], key_BSNH.shape[1])
+    try:
+      return jax.nn.dot_product_attention(
+          query_BTNH,
+          key_BSNH,
+          value_BSNH,
+          bias=jnp.broadcast_to(bias_BNTS, shape).astype(self.dtype if cudnn else jnp.float32),
+          scale=1.0,
+          implementation='cudnn' if cudnn else 'xla',
+      )
+    except NotImplementedError as error:
+      raise NotImplementedError(
+          f"ATTENTION='cudnn' cannot attend from {query_BTNH.shape[1]} positions to "
+          f'{key_BSNH.shape[1]} with heads of width {self.d_kv}: {error} In training it takes '
+          'even lengths, the prompt included (PROMPT_LENGTH, TASK_FEATURE_LENGTHS), and heads '
+          "whose width is a multiple of 8. Change these, or set ATTENTION='xla'."
+      ) from error
 
 
 _ACTIVATIONS = {

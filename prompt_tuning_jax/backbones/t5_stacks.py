@@ -101,10 +101,14 @@ class _Stack(nn.Module):
   dropout_rate: float
   remat: str
   unroll: bool
+  attention: str = 'xla'
 
   def _layers(self, layer_class: type[nn.Module], length: int) -> nn.Module:
     return _scanned(layer_class, length, self.remat, self.unroll)(
-        config=self.config, dtype=self.dtype, dropout_rate=self.dropout_rate
+        config=self.config,
+        dtype=self.dtype,
+        dropout_rate=self.dropout_rate,
+        attention_implementation=self.attention,
     )
 
   def _dropout(self, x: Array, enable_dropout: bool) -> Array:

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
+from prompt_tuning_jax.backbones.t5_layers import check_cudnn
 from prompt_tuning_jax.checkpoints import hf, hub, native, orbax, placing, t5x
 from prompt_tuning_jax.checkpoints.source import (
     Checkpoint,
@@ -35,7 +37,7 @@ _VOCABULARY_FILES = ('spiece.model', 'sentencepiece.model')
 def load_backbone(
     where: str | os.PathLike[str],
     *,
-    dtype: str = 'float32',
+    dtype: str = 'auto',
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
     param_dtype: str | None = None,
@@ -44,6 +46,7 @@ def load_backbone(
     dropout_rate: float = 0.0,
     remat: str = 'none',
     unroll: bool = False,
+    attention: str = 'xla',
 ) -> Backbone:
   """A pretrained backbone from a directory, or a packaged one by name.
 
@@ -57,12 +60,14 @@ def load_backbone(
       model such as 'nano' (a directory of that name here is './nano'); or that of a
       published one, T5X's ('t5_1_1_lm100k_base') or the Hugging Face hub's
       ('google/t5-base-lm-adapt'), which is downloaded once.
-    dtype: type of the computation, 'float32' or 'bfloat16'.
+    dtype: type of the computation, 'float32' or 'bfloat16'; 'auto' is bfloat16 on a GPU or
+      TPU and float32 on a CPU.
     mesh: the devices that the weights are split over (`partitioning.make_mesh`), read
       straight into their shards; one device where None.
     rules: which axes of the weights are split over which axis of the mesh.
     param_dtype: type the weights are held in; `dtype` unless named. A model whose
-      weights will be trained in bfloat16 arithmetic should hold them in float32.
+      weights will be trained in bfloat16 arithmetic should hold them in float32. 'int8' is
+      for weights that stay frozen (`backbones/int8.py`), half of the memory of bfloat16.
     max_distance: maximal relative distance of the attention bias. T5X checkpoints do
       not record it: 128 if the model has T5's 32 buckets, else it must be given.
     vocabulary: the SentencePiece model, or its path, or 'bytes' (ByT5); by default the
@@ -72,6 +77,7 @@ def load_backbone(
     dropout_rate: of the frozen model while something trains.
     remat: name of a rematerialisation policy (`backbones.t5_stacks.REMAT_POLICIES`).
     unroll: whether to compile every layer for itself instead of scanning them.
+    attention: how attention is computed (`T5.attention`): 'xla', 'dot_product' or 'cudnn'.
 
   Raises:
     FileNotFoundError: if there is no such directory or packaged model, or a file of
@@ -80,17 +86,20 @@ def load_backbone(
       do not fit, or the vocabulary is not the recorded one or has more ids than the
       embedding has rows.
   """
-  for label, value in (('dtype', dtype), ('param_dtype', param_dtype)):
-    if value is not None:
-      check_dtype(label, value)
+  dtype = computation_dtype(dtype, mesh)
+  int8 = check_param_dtype(param_dtype)
+  if attention == 'cudnn':
+    check_cudnn(dtype, _platform(mesh))
   path = find(where)
   checkpoint = open_checkpoint(path, max_distance)
   config = checkpoint.config
   vocabulary = vocabulary_of(checkpoint, vocabulary)
-  held_as = jnp.dtype(param_dtype or dtype)
+  held_as = dtype if param_dtype is None or int8 else jnp.dtype(param_dtype)
 
   def load_params() -> PyTree:
-    return placing.load_params(checkpoint.weights, config, held_as, mesh=mesh, rules=rules)
+    return placing.load_params(
+        checkpoint.weights, config, held_as, int8=int8, mesh=mesh, rules=rules
+    )
 
   def content_hash(params: PyTree) -> str:
     # Of the files, not of `params`: it must not depend on the type they are held in.
@@ -101,10 +110,12 @@ def load_backbone(
       name=_name(path),
       module=T5(
           config,
-          dtype=jnp.dtype(dtype),
+          dtype=dtype,
           dropout_rate=dropout_rate,
           remat=remat,
           unroll=unroll,
+          attention=attention,
+          int8=int8,
       ),
       vocabulary=vocabulary,
       load_params=load_params,
@@ -122,8 +133,40 @@ def packaged_names() -> list[str]:
   return sorted(path.name for path in _ZOO.iterdir() if native.is_native(path))
 
 
-def check_dtype(label: str, dtype: Any) -> None:
-  """Raises ValueError unless `dtype`, called `label`, is one that weights may have."""
+def computation_dtype(dtype: Any, mesh: Mesh | None = None) -> jnp.dtype:
+  """The type that a backbone computes in.
+
+  Args:
+    dtype: 'float32', 'bfloat16', or 'auto' for what suits the devices.
+    mesh: the devices; JAX's default where None.
+
+  Raises:
+    ValueError: if it is another.
+  """
+  if isinstance(dtype, str) and dtype == 'auto':
+    return jnp.dtype('float32' if _platform(mesh) == 'cpu' else 'bfloat16')
+  check_dtype('dtype', dtype, "'auto' is bfloat16 on a GPU or TPU and float32 on a CPU.")
+  return jnp.dtype(dtype)
+
+
+def _platform(mesh: Mesh | None) -> str:
+  return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def check_param_dtype(param_dtype: Any) -> bool:
+  """Whether weights are to be held in int8; refuses a type that they cannot be held in."""
+  if isinstance(param_dtype, str) and param_dtype == 'int8':
+    return True
+  if param_dtype is not None:
+    check_dtype('param_dtype', param_dtype, "Frozen weights may also be 'int8'.")
+  return False
+
+
+def check_dtype(label: str, dtype: Any, hint: str = '') -> None:
+  """Raises ValueError unless `dtype`, called `label`, is one that weights may have.
+
+  What else may stand there is in `hint`.
+  """
   try:
     name = jnp.dtype(dtype).name
   except TypeError:
@@ -134,7 +177,7 @@ def check_dtype(label: str, dtype: Any) -> None:
         '65,504). Use bfloat16, which takes the same space, or float32.'
     )
   if name not in _DTYPES:
-    raise ValueError(f'{label} is {name}; it may be {" or ".join(_DTYPES)}.')
+    raise ValueError(f'{label} is {name}; it may be {" or ".join(_DTYPES)}. {hint}'.rstrip())
 
 
 def find(where: str | os.PathLike[str]) -> str:

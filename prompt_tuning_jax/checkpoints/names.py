@@ -248,8 +248,19 @@ def stack_from_t5x(
     ValueError: listing every array that is missing, unexpected, or misshapen.
   """
   check_shapes(flat, config, 'The flat parameters')
+  return stack_entries(flat, entries(config), dtype, stack=stack)
+
+
+def stack_entries(
+    flat: Mapping[str, np.ndarray | Array],
+    entries: list[Entry],
+    dtype: Any = None,
+    *,
+    stack: Callable[[Mapping[str, Any], list[Entry], Any], Any] = stack_layers,
+) -> PyTree:
+  """`stack_from_t5x` of the arrays of these entries, whatever shapes they have."""
   layers: dict[tuple[str, ...], list[Entry]] = {}
-  for entry in entries(config):
+  for entry in entries:
     layers.setdefault(entry.path, []).append(entry)
   tree = {path: stack(flat, group, dtype) for path, group in layers.items()}
   return flax.traverse_util.unflatten_dict(tree)

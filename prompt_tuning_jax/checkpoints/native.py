@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -76,7 +77,7 @@ def save_backbone(
 
   Raises:
     ValueError: if `params` do not fit `config`, the vocabulary has more ids than
-      the embedding has rows, or `dtype` is another.
+      the embedding has rows, they are held in int8, or `dtype` is another.
     TypeError: if `metadata` holds what JSON cannot.
     FileExistsError: if a model of another format is there.
     OSError: if it cannot be written; what was there before is unchanged.
@@ -86,6 +87,7 @@ def save_backbone(
         f'A backbone is stored as {" or ".join(_DTYPES)}, but dtype={dtype!r} was asked '
         'for. T5 overflows in float16; bfloat16 takes the same space.'
     )
+  _check_unquantised(params)
   held = partitioning.whole_in_main(params)
 
   def write() -> None:
@@ -94,6 +96,17 @@ def save_backbone(
     write_native(directory, config, weights, vocabulary, metadata=metadata)
 
   processes.from_main(write)
+
+
+def _check_unquantised(params: PyTree) -> None:
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise ValueError(
+          f'{name} is held in {leaf.dtype}, a rounded copy of the weights that is made where they '
+          'are loaded and not stored. Copy the folder they were read from, or load the backbone '
+          'with param_dtype=None (PARAM_DTYPE) and save that.'
+      )
 
 
 def write_native(

@@ -12,9 +12,9 @@ from jax.sharding import Mesh, Sharding
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.t5 import T5Config
-from prompt_tuning_jax.checkpoints import names
+from prompt_tuning_jax.checkpoints import int8_weights, names
 from prompt_tuning_jax.checkpoints.names import Entry
-from prompt_tuning_jax.checkpoints.source import Weights
+from prompt_tuning_jax.checkpoints.source import Weights, cast
 from prompt_tuning_jax.typing import Array, PyTree
 
 
@@ -23,6 +23,7 @@ def load_params(
     config: T5Config,
     dtype: Any,
     *,
+    int8: bool = False,
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
 ) -> PyTree:
@@ -38,6 +39,7 @@ def load_params(
     weights: the arrays under their per-layer T5X names.
     config: the model's architecture.
     dtype: type the weights are held in.
+    int8: whether kernels and embeddings are held in int8 (`backbones/int8.py`) instead.
     mesh: the devices; the default device where None.
     rules: which mesh axis a logical axis is split over.
 
@@ -45,7 +47,13 @@ def load_params(
     ValueError: listing every array that is missing, unexpected, or misshapen.
   """
   stack = _on_one_device if mesh is None else functools.partial(_on_mesh, mesh, rules)
-  return names.stack_from_t5x(weights, config, jnp.dtype(dtype), stack=stack)
+  names.check_shapes(weights, config, 'The flat parameters')
+  entries = names.entries(config)
+  if int8:
+    held, entries = int8_weights.quantized(weights, entries, dtype)
+  else:
+    held = cast(weights, dtype)
+  return names.stack_entries(held, entries, stack=stack)
 
 
 def _on_one_device(weights: Weights, layers: list[Entry], dtype: Any) -> Array:
@@ -56,6 +64,7 @@ def _on_mesh(
     mesh: Mesh, rules: partitioning.Rules, weights: Weights, layers: list[Entry], dtype: Any
 ) -> Array:
   first = layers[0]
+  dtype = dtype or weights.specs[first.t5x].dtype
   place = partitioning.sharding(mesh, first.axes, first.shape, rules)
 
   def read(entry: Entry) -> Array:

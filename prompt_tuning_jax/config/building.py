@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
@@ -73,10 +72,12 @@ def load_backbone(
     where: str | os.PathLike[str],
     *,
     config: T5Config | None = None,
-    dtype: str = 'float32',
+    dtype: str = 'auto',
+    param_dtype: str | None = None,
     max_distance: int | None = None,
     vocabulary: Vocabulary | str | None = None,
     remat: str = 'none',
+    attention: str = 'xla',
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
 ) -> Backbone:
@@ -89,7 +90,14 @@ def load_backbone(
     ValueError: if the model at `where` has other sizes than `config`; else as
       `checkpoints.load.load_backbone`.
   """
-  module = T5(config, dtype=jnp.dtype(dtype), remat=remat) if config is not None else None
+  if _dry_run and attention == 'cudnn':
+    # Nothing is computed: the devices that could are those of another machine.
+    attention = 'dot_product'
+  computed_in = load.computation_dtype(dtype, mesh)
+  module = None
+  if config is not None:
+    int8 = load.check_param_dtype(param_dtype)
+    module = T5(config, dtype=computed_in, remat=remat, attention=attention, int8=int8)
   if _dry_run and load.is_elsewhere(where):
     where = load.fetched(where) or where
   if _dry_run and load.is_elsewhere(where):
@@ -103,12 +111,14 @@ def load_backbone(
   try:
     backbone = load.load_backbone(
         where,
-        dtype=dtype,
+        dtype=computed_in.name,
+        param_dtype=param_dtype,
         mesh=mesh,
         rules=rules,
         max_distance=max_distance,
         vocabulary=vocabulary,
         remat=remat,
+        attention=attention,
     )
   except (FileNotFoundError, ValueError):
     if not _dry_run or config is None or os.path.exists(where):

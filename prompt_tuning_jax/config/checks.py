@@ -108,6 +108,7 @@ def _check_train(
     lengths: str = 'pad',
     packed_length: int | None = None,
     microbatches: int = 1,
+    dropout_rate: float = 0.0,
     eval_method: str = 'rank',
     eval_period: int = 0,
     decoding: Any = None,
@@ -123,6 +124,7 @@ def _check_train(
   StateSaver(model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode)
   check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
   partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
+  backbone.module.clone(dropout_rate=dropout_rate)  # Says what it cannot.
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
   _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
   count = 0 if method is None else method.num_virtual_tokens

@@ -209,7 +209,23 @@ MACROS: Mapping[str, Macro] = {
         _OBJECT,
         True,
     ),
-    'DTYPE': Macro("type of the computation: 'float32' or 'bfloat16'", "'float32'", _TEXT),
+    'DTYPE': Macro(
+        "type of the computation: 'float32', 'bfloat16', or 'auto': bfloat16 on a GPU or TPU",
+        "'bfloat16'",
+        _TEXT,
+    ),
+    'PARAM_DTYPE': Macro(
+        "type the weights are held in, 'int8' where they stay frozen; None is DTYPE's",
+        "'int8'",
+        _TEXT,
+        True,
+    ),
+    'ATTENTION': Macro(
+        "how attention is computed: 'xla', 'dot_product' (jax.nn.dot_product_attention) or "
+        "'cudnn' (its kernel for GPUs)",
+        "'cudnn'",
+        _TEXT,
+    ),
     'NUM_PARTITIONS': Macro(
         'devices that share one copy of the model; the others split the batch', '8', _COUNT
     ),

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.step import TrainState
@@ -60,7 +61,16 @@ class RunParameters:
   def of(
       cls, backbone: Backbone, method: Method | None, trainable: Any, *, seed: int = 0
   ) -> RunParameters:
-    """Loads a backbone's weights and draws a method's prompt from the seed."""
+    """Loads a backbone's weights and draws a method's prompt from the seed.
+
+    Raises:
+      ValueError: before that, if the labelling leads to no parameter, or to weights that
+        cannot be trained.
+    """
+    shapes = {'backbone': backbone.shapes}
+    if method is not None:
+      shapes['prompt'], _ = method_lib.shapes(method, backbone.spec)
+    trainable_lib.split(shapes, trainable_lib.as_labelling(trainable, method))
     params = {'backbone': backbone.params}
     if method is not None:
       params['prompt'] = method.init(jax.random.key(seed), backbone.spec)['params']

@@ -120,8 +120,11 @@ def pretrain(
     batches = PretrainingBatches(
         components, vocabulary, seed=random_seed, process_index=share, process_count=shares
     )
-    params = backbone.params if backbone else _fresh(module, random_seed, mesh, rules)
-    parameters = RunParameters({'backbone': params}, labelling, mesh=mesh)
+    if backbone is not None:
+      parameters = RunParameters.of(backbone, None, labelling)
+    else:
+      params = _fresh(module, random_seed, mesh, rules)
+      parameters = RunParameters({'backbone': params}, labelling, mesh=mesh)
     if progress and processes.is_main():
       print(
           _summary(module, backbone, batches, train_steps, description, parameters.count),

@@ -170,6 +170,7 @@ def train(
         'vocabulary': backbone.vocabulary.fingerprint,
         'architecture': dataclasses.asdict(backbone.module.config),
         'dtype': jnp.dtype(backbone.module.dtype).name,
+        'int8': backbone.module.int8,
         'method': describe(method),
         'trainable': describe(trainable_lib.as_labelling(trainable, method)),
         'task': task if isinstance(task, str) else task.name,

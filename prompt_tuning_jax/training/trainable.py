@@ -18,12 +18,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import traverse_util
 
+from prompt_tuning_jax.backbones import int8
 from prompt_tuning_jax.typing import PyTree
 
 Labelling = Mapping[str, optax.GradientTransformation]
@@ -53,7 +52,7 @@ def split(params: PyTree, labelling: Labelling) -> tuple[PyTree, PyTree]:
 
   Raises:
     ValueError: if a prefix leads to no parameter, nothing would train, or what would is
-      not of a floating-point type.
+      not of a floating-point type, or part of a backbone held in int8.
   """
   flat = traverse_util.flatten_dict(params, sep='/')
   labels = _labels(flat, labelling)
@@ -66,22 +65,35 @@ def split(params: PyTree, labelling: Labelling) -> tuple[PyTree, PyTree]:
     )
   trainable = {path: leaf for path, leaf in flat.items() if path in labels}
   frozen = {path: leaf for path, leaf in flat.items() if path not in labels}
-  _check_types(trainable)
+  _check_types(trainable, frozen)
   return (
       traverse_util.unflatten_dict(trainable, sep='/'),
       traverse_util.unflatten_dict(frozen, sep='/'),
   )
 
 
-def _check_types(trainable: Mapping[str, Any]) -> None:
+def _check_types(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> None:
+  def whole(tree: Mapping[str, Any]) -> list[str]:
+    return [path for path, leaf in tree.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+  remedy = (
+      "Load the backbone unquantised (PARAM_DTYPE=None; load_backbone's param_dtype), or leave "
+      "'backbone' out of TRAINABLE and tune the prompt alone."
+  )
   # Cast to float32, integers that stand for other numbers would train without a word.
-  whole = [path for path, leaf in trainable.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
-  if whole:
+  if found := whole(trainable):
     raise ValueError(
-        f'`trainable` leads to {whole[0]} of type {trainable[whole[0]].dtype}'
-        + (f' and {len(whole) - 1} more such parameters' if whole[1:] else '')
-        + ", but only floating-point weights can be trained. Load the backbone unquantised, or "
-        "leave 'backbone' out of TRAINABLE and tune the prompt alone."
+        f'`trainable` leads to {found[0]} of type {trainable[found[0]].dtype}'
+        + (f' and {len(found) - 1} more such parameters' if found[1:] else '')
+        + f', but only floating-point weights can be trained. {remedy}'
+    )
+  # The norms alone could train, but not be written with the weights they belong to.
+  tuned = next((path for path in trainable if path.startswith('backbone/')), None)
+  beside = [path for path in whole(frozen) if path.startswith('backbone/')]
+  if tuned and beside:
+    raise ValueError(
+        f'`trainable` leads to {tuned}, but {beside[0]} and {len(beside) - 1} more weights of '
+        f'the same backbone are held in {frozen[beside[0]].dtype}, which stays frozen. {remedy}'
     )
 
 
@@ -103,4 +115,4 @@ def make_optimizer(labelling: Labelling, trainable: PyTree) -> optax.GradientTra
 
 def count(tree: PyTree) -> int:
   """Number of parameters in a tree of arrays or shapes."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+  return int8.count(tree)

@@ -184,8 +184,8 @@ def test_the_maximal_distance_is_asked_for_only_where_it_is_not_recorded(formats
 def test_types_that_t5_overflows_in_are_refused(formats, label):
   with pytest.raises(ValueError, match=f'{label} is float16, in which T5 overflows'):
     load_backbone(formats['hf'], **{label: 'float16'})
-  with pytest.raises(ValueError, match=f'{label} is int8; it may be float32 or bfloat16'):
-    load_backbone(formats['hf'], **{label: 'int8'})
+  with pytest.raises(ValueError, match=f'{label} is int4; it may be float32 or bfloat16'):
+    load_backbone(formats['hf'], **{label: 'int4'})
   with pytest.raises(ValueError, match=f"{label} is 'bf16'; it may be float32 or bfloat16"):
     load_backbone(formats['hf'], **{label: 'bf16'})
 

@@ -269,6 +269,27 @@ def test_shapes_of_a_prompt_are_known_without_the_embeddings(backbone_dir, monke
   assert 'params' not in vars(backbone)
 
 
+def test_int8_is_refused_for_a_model_that_trains(dry_run):
+  assert dry_run('train', '--gin.PARAM_DTYPE=int8')[0] == 0
+  status, errors = dry_run(
+      'train', '--gin_file=methods/p_tuning_co_tuning', '--gin.PARAM_DTYPE=int8'
+  )
+  assert status == 2 and 'of type int8' in errors and 'PARAM_DTYPE=None' in errors
+  status, errors = dry_run('train', '--gin.DTYPE=int8')
+  assert status == 2 and 'dtype is int8; it may be float32 or bfloat16' in errors
+
+
+def test_attention_without_dropout_is_refused_with_dropout(dry_run):
+  status, errors = dry_run('train', '--gin.ATTENTION=dot_product')
+  assert status == 2 and "ATTENTION='dot_product' knows no dropout" in errors
+  for attention in ('dot_product', 'cudnn'):  # The GPUs of a run need not be here.
+    flags = [f'--gin.ATTENTION={attention}', '--gin.DROPOUT_RATE=0.0']
+    status, errors = dry_run('train', *flags)
+    assert status == 0, errors
+  status, errors = dry_run('train', '--gin.ATTENTION=flash')
+  assert status == 2 and "ATTENTION is 'flash'" in errors
+
+
 def test_what_the_mesh_cannot_split_is_a_note(dry_run):
   # Two heads do not divide among four devices; the width of 16 and the vocabulary do.
   status, errors = dry_run('train', '--gin.NUM_PARTITIONS=4')

@@ -170,12 +170,13 @@ def test_weights_that_are_no_floating_point_numbers_are_not_trained(dtype):
     trainable_lib.split(params, both)
   assert f'backbone/encoder/one/kernel of type {dtype} and 1 more' in str(error.value)
   assert 'tune the prompt alone' in str(error.value)
-  # Frozen, they are as good as any; and what is floating-point beside them may train.
-  trainable, frozen = trainable_lib.split(
-      params, {'prompt': adafactor(), 'backbone/encoder/scale': adafactor()}
-  )
-  assert trainable_lib.count(trainable) == 8
-  assert frozen['backbone']['encoder'].keys() == {'one', 'two'}
+  # What is floating-point beside them could train, but not be saved without them.
+  with pytest.raises(ValueError, match=f'leads to backbone/encoder/scale, but .* in {dtype}'):
+    trainable_lib.split(params, {'prompt': adafactor(), 'backbone/encoder/scale': adafactor()})
+  # Frozen, they are as good as any.
+  trainable, frozen = trainable_lib.split(params, {'prompt': adafactor()})
+  assert trainable_lib.count(trainable) == 4
+  assert frozen['backbone']['encoder'].keys() == {'one', 'two', 'scale'}
 
 
 def test_prompt_tuning_costs_about_two_forwards():

@@ -150,6 +150,40 @@ def test_the_frozen_weights_are_the_same_to_the_bit(prompted, animal_backbone):
   assert_same_trees(animal_backbone.params, load_backbone(animal_backbone.source).params)
 
 
+@pytest.mark.slow
+def test_a_prompt_tuned_on_int8_weights_steers_the_float_model_too(
+    run, animal_backbone, tmp_path, vocabulary, cache_dir
+):
+  backbone = load_backbone(animal_backbone.source, param_dtype='int8')
+  result = _tune_prompt(run, backbone, tmp_path)
+  assert_same_trees(
+      backbone.params, load_backbone(animal_backbone.source, param_dtype='int8').params
+  )
+  assert result.metrics['accuracy'] >= 95
+  assert result.prompt.manifest.backbone_weights == 'int8'
+  task = load_task('other_animal', 'validation', vocabulary, cache_dir=cache_dir)
+  score = dict(feature_lengths=FEATURE_LENGTHS, progress=False)
+  assert evaluate(animal_backbone, result.prompt, task, **score).metrics['accuracy'] >= 95
+  # Resumed on other weights, it would be neither the one run nor the other.
+  with pytest.raises(ValueError, match='another configuration:\n  int8: True'):
+    _tune_prompt(run, animal_backbone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    'trainable',
+    [{'prompt': adam(1e-3), 'backbone': adam(1e-5)}, {'backbone/encoder/encoder_norm': adam(1e-5)}],
+)
+def test_weights_in_int8_are_not_tuned_and_not_even_read(
+    run, random_backbone, tmp_path, trainable
+):
+  backbone = load_backbone(random_backbone.source, param_dtype='int8')
+  with pytest.raises(ValueError, match='PARAM_DTYPE=None.*tune the prompt alone'):
+    _tune_prompt(run, backbone, tmp_path, trainable=trainable)
+  with pytest.raises(ValueError, match='held|of type int8'):
+    run(backbone, 'which_animal', tmp_path, 10, trainable=adamw(5e-3))
+  assert 'params' not in vars(backbone)
+
+
 def test_the_artifact_says_where_it_belongs(prompted, animal_backbone):
   result, model_dir = prompted
   assert result.path == str(model_dir / 'prompt.safetensors')
