@@ -2,7 +2,8 @@
 
 A device's part of the run is the same run with its share of the rows, heads and hidden
 units, whose costs are counted in its jaxpr (`costs.py`). So far as heads are not divisible
-they are whole on every device.
+they are whole on every device. With --compile XLA's own figures stand beside the estimate
+(`plan_compiled.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh
 
-from prompt_tuning_jax import costs, partitioning, targets
+from prompt_tuning_jax import costs, partitioning, plan_compiled, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
+from prompt_tuning_jax.plan_compiled import CompiledStep
 from prompt_tuning_jax.targets import Target
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import default_optimizer
@@ -110,32 +112,41 @@ class Setting:
     remat: what the backward pass computes again (`t5_stacks.REMAT_POLICIES`).
     microbatches: parts of a batch, one after the other.
     num_partitions: devices that share a copy of the model.
-    parameter_partitioning_dims: 2 where parameters are split over the others too.
+    rules: which axes of the weights are split over which axis of the mesh.
   """
 
   dtype: str
   remat: str
   microbatches: int
   num_partitions: int
-  parameter_partitioning_dims: int
+  rules: partitioning.Rules
 
   @property
-  def rules(self) -> partitioning.Rules:
-    fully = self.parameter_partitioning_dims == 2
-    return partitioning.FULLY_SHARDED_RULES if fully else partitioning.DEFAULT_RULES
+  def gathers_weights(self) -> bool:
+    """Whether weights are split over the devices that split the batch, too."""
+    return any(to == 'data' for axis, to in self.rules if axis != 'batch')
+
+  def part(self, axis: str, size: int) -> int:
+    """A device's share of an axis of the weights, while it computes with them."""
+    splits = dict(self.rules).get(axis) == 'model' and size % self.num_partitions == 0
+    return size // self.num_partitions if splits else size
 
   def changes(self, other: Setting) -> str:
     """What another setting has that this one has not, as flags."""
-    names = {
-        'dtype': 'DTYPE', 'remat': 'REMAT', 'microbatches': 'MICROBATCHES',
-        'num_partitions': 'NUM_PARTITIONS',
-        'parameter_partitioning_dims': 'PARAMETER_PARTITIONING_DIMS',
-    }  # fmt: skip
-    return ' '.join(
-        f'--gin.{macro}={getattr(other, name)}'
-        for name, macro in names.items()
-        if getattr(self, name) != getattr(other, name)
-    )
+    flags = {
+        'DTYPE': other.dtype != self.dtype and other.dtype,
+        'REMAT': other.remat != self.remat and other.remat,
+        'MICROBATCHES': other.microbatches != self.microbatches and other.microbatches,
+        'NUM_PARTITIONS': other.num_partitions != self.num_partitions and other.num_partitions,
+    }
+    if other.rules != self.rules:
+      if self.rules not in partitioning.RULES.values():
+        # Rules of one's own would stay, whatever is said of the dims.
+        flags['LOGICAL_AXIS_RULES'] = '@logical_axis_rules()'
+      flags['PARAMETER_PARTITIONING_DIMS'] = next(
+          dims for dims, rules in partitioning.RULES.items() if rules == other.rules
+      )
+    return ' '.join(f'--gin.{macro}={value}' for macro, value in flags.items() if value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +163,9 @@ class Plan:
     activations: bytes of what a step computes there, the gradient included; an estimate.
     flops: of a step, on all devices together.
     transfers: bytes that a device sends in a step, by what for.
+    description: the run, in a line.
     advice: the flags that would make it fit, where it does not; '' where nothing would.
+    compiled: what XLA says of the same step, where it was asked.
   """
 
   target: Target
@@ -166,6 +179,7 @@ class Plan:
   transfers: Mapping[str, int]
   description: str = ''
   advice: str = ''
+  compiled: CompiledStep | None = None
 
   @property
   def total(self) -> int:
@@ -204,7 +218,35 @@ class Plan:
         f'             together     {_shown(self.total)} of {_shown(target.memory)}: {verdict}',
         f'a step       {self.flops / 1e12:.4g} TFLOP{seconds}',
         f'each sends   {sent or "nothing"}',
+        *(self._compiled_lines() if self.compiled else []),
     ])
+
+  def _compiled_lines(self) -> list[str]:
+    """XLA's figures beside the estimate."""
+    found = self.compiled
+    lines = [f'compiled     by {found.compiler} in {found.seconds:.0f} s']
+    arguments = (
+        f'             arguments    {_shown(found.arguments)} (weights, state and batch; '
+        f'estimate {_shown(self.weights + self.state)} without the batch)'
+    )
+    if found.refusal:
+      return [*lines, arguments, f'             does not fit: {found.refusal}']
+    sent = [
+        f'{kind} {_shown(of.bytes)} in {of.count:,}' for kind, of in sorted(found.sent.items())
+    ]
+    fits = 'fits' if found.total <= self.target.memory else 'does not fit'
+    return [
+        *lines,
+        arguments,
+        f'             temporaries  {_shown(found.temporaries)} (estimate '
+        f'{_shown(self.activations)})',
+        f'             results      {_shown(found.results)}, beside what takes the place of '
+        'arguments',
+        f'             together     {_shown(found.total)} of {_shown(self.target.memory)}: {fits}',
+        # XLA's own count of FLOPs takes the body of a loop once, however often it runs.
+        f'             each sends   {", ".join(sent) or "nothing"} (estimate '
+        f'{_shown(sum(self.transfers.values()))})',
+    ]
 
 
 def plan(
@@ -218,12 +260,12 @@ def plan(
     microbatches: int = 1,
     dropout_rate: float = 0.0,
     num_partitions: int = 1,
-    parameter_partitioning_dims: int = 1,
+    compiled: bool = False,
 ) -> Plan:
   """Counts what a step of a training run costs, and whether it fits.
 
   Args:
-    backbone: the model; its sizes count, its weights are not read.
+    backbone: the model and its rules; its sizes count, its weights are not read.
     target: the devices, as `targets.parse` takes them.
     method: the prompt method; None tunes the model.
     trainable: the run's optimiser or labelling.
@@ -232,10 +274,13 @@ def plan(
     microbatches: parts of each batch.
     dropout_rate: of the model while it trains.
     num_partitions: devices that share a copy of the model.
-    parameter_partitioning_dims: 2 splits parameters over the others too.
+    compiled: whether to compile the step as well, for XLA's own figures; it takes a minute
+      or two.
 
   Raises:
-    ValueError: if the target is not known, or the devices, rows and parts do not divide.
+    ValueError: if the target is not known, or the devices, rows and parts do not divide, or
+      the step is to be compiled for devices that only a machine with them can compile for.
+    ImportError: if it is to be compiled for TPUs, and their compiler is not installed.
   """
   found = targets.parse(target)
   module = backbone.module.clone(dropout_rate=dropout_rate)
@@ -244,13 +289,15 @@ def plan(
       module.remat,
       microbatches,
       num_partitions,
-      parameter_partitioning_dims,
+      tuple(map(tuple, backbone.rules)),
   )
   lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   if trainable is None:
     trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
   _check_divides(found, num_partitions, batch_size, microbatches)
+  # What cannot be compiled is said before anything is counted.
+  mesh = plan_compiled.mesh_of(found, num_partitions) if compiled else None
   run = _Run(module, method, labelling, batch_size, lengths)
   result = run.plan(found, setting)
   advice = ''
@@ -266,6 +313,7 @@ def plan(
           f'{run.prompt_length} input and {lengths["targets"]} target tokens'
       ),
       advice=advice,
+      compiled=run.compile(setting, mesh) if compiled else None,
   )
 
 
@@ -295,10 +343,9 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
   partitions = setting.num_partitions
   while partitions <= target.count:
     of_size = replace(start, num_partitions=partitions)
-    for dims in sorted({
-        setting.parameter_partitioning_dims, 2 if partitions < target.count else 1
-    }):
-      split = replace(of_size, parameter_partitioning_dims=dims)
+    wider = [partitioning.FULLY_SHARDED_RULES] if partitions < target.count else []
+    for rules in dict.fromkeys([setting.rules, *wider]):
+      split = replace(of_size, rules=rules)
       for remat in remats[remats.index(setting.remat) if setting.remat in remats else 0 :]:
         yield replace(split, remat=remat)
       parts = 2 * setting.microbatches
@@ -341,7 +388,7 @@ class _Run:
     axes = {'backbone': whole.logical_axes()}
     part = _Parts(mesh, setting.rules, axes)
 
-    local = whole.clone(config=_config_of_device(whole.config, setting.num_partitions))
+    local = whole.clone(config=_config_of_device(whole.config, setting))
     local_trained, local_frozen = trainable_lib.split(
         self._shapes(local, whole.dtype), self._labelling
     )
@@ -359,7 +406,7 @@ class _Run:
     # Of a trained model the state is split as its weights are.
     of_state = _bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)
     gathered = 0
-    if setting.parameter_partitioning_dims == 2:
+    if setting.gathers_weights:
       gathered = 2 * _bytes(local_frozen) // self._num_layers
     return Plan(
         target=target,
@@ -371,6 +418,18 @@ class _Run:
         activations=counted.peak_bytes + gathered,
         flops=counted.flops * target.count,
         transfers=self._transfers(setting, data, rows, local_frozen, local_trained),
+    )
+
+  def compile(self, setting: Setting, mesh: jax.sharding.Mesh | None) -> CompiledStep:
+    """The same step as XLA compiles it for the devices of a mesh."""
+    return plan_compiled.compile_step(
+        self._module,
+        self._method,
+        self._labelling,
+        _batch(self._method, self._batch_size, self._lengths['inputs'], self._lengths['targets']),
+        mesh=mesh,
+        rules=setting.rules,
+        microbatches=setting.microbatches,
     )
 
   @property
@@ -396,12 +455,15 @@ class _Run:
     # An all-reduce sends everything but a device's own part twice, a gathering once.
     reduced, gathered_part = 2 * (model - 1) / model, (data - 1) / data
     passes = 2 + (setting.remat == 'full')
-    # Behind attention and MLP, and in the backward pass before them; cross-attention reads
-    # the encoder's output in every layer.
-    sums = inputs * (2 * config.num_encoder_layers + config.num_decoder_layers / passes)
-    sums += outputs * 3 * config.num_decoder_layers
+    # Behind attention and MLP, and in the backward pass before them, where they are split;
+    # cross-attention reads the encoder's output in every layer.
+    attention = setting.part('joined_kv', config.num_heads) < config.num_heads
+    mlp = setting.part('mlp', config.d_ff) < config.d_ff
+    sums = inputs * (attention + mlp) * config.num_encoder_layers
+    sums += inputs * attention * config.num_decoder_layers / passes
+    sums += outputs * (2 * attention + mlp) * config.num_decoder_layers
     weights = 0
-    if setting.parameter_partitioning_dims == 2:
+    if setting.gathers_weights:
       weights = int(gathered_part * passes * setting.microbatches * _bytes(frozen))
     return {
         'sums of the model axis': int(reduced * passes * sums),
@@ -435,17 +497,13 @@ class _Parts:
     return total
 
 
-def _config_of_device(config: Any, partitions: int) -> Any:
+def _config_of_device(config: Any, setting: Setting) -> Any:
   """The sizes that a device computes with: its share of the heads, units and vocabulary."""
-
-  def part(size: int) -> int:
-    return size // partitions if size % partitions == 0 else size
-
   return dataclasses.replace(
       config,
-      num_heads=part(config.num_heads),
-      d_ff=part(config.d_ff),
-      vocab_size=part(config.vocab_size),
+      num_heads=setting.part('joined_kv', config.num_heads),
+      d_ff=setting.part('mlp', config.d_ff),
+      vocab_size=setting.part('vocab', config.vocab_size),
   )
 
 

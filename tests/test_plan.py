@@ -65,7 +65,7 @@ def test_parts_of_the_model_and_of_the_batch_are_a_device_s():
   one = of(target='H100')
   data = of(target='8xH100')
   tensor = of(target='4xH100', num_partitions=4)
-  fully = of(target='8xH100', parameter_partitioning_dims=2)
+  fully = of(target='8xH100', rules=partitioning.FULLY_SHARDED_RULES)
   assert one.transfers == {'sums of the model axis': 0, 'weights': 0, 'gradients': 0}
   assert data.weights == one.weights and fully.weights < 0.13 * one.weights
   assert data.activations == pytest.approx(one.activations / 8, rel=0.05)
