@@ -33,7 +33,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 _PROCESS_FLAGS = ('coordinator_address', 'process_count', 'process_index')
 # The commands that several processes can run together.
 _OF_PROCESSES = ('train', 'pretrain', 'adapt', 'evaluate', 'infer', 'export')
-_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)

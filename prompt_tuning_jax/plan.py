@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ import optax
 from jax.sharding import AbstractMesh
 
 from prompt_tuning_jax import costs, partitioning, plan_compiled, targets
+from prompt_tuning_jax.backbones import t5_stacks
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.methods import method as method_lib
@@ -32,6 +34,8 @@ from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
 from prompt_tuning_jax.typing import Batch, PyTree
 
+# As `train` has them where none are given.
+_LENGTHS = {'inputs': 512, 'targets': 8}
 # Share of a device's memory that a run may plan with: the rest is the runtime's, and what
 # the estimate of the activations may be wrong by.
 _USABLE = 0.9
@@ -77,7 +81,7 @@ def count_flops(
   trainable, frozen = trainable_lib.split(params, {'prompt': tx})
   state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
 
-  batch = _batch(method, rows, input_length, target_length)
+  batch = batch_shapes(method, rows, input_length, target_length)
 
   def forward(params, batch):
     injection = method.apply({'params': params['prompt']}, module.spec)
@@ -90,7 +94,7 @@ def count_flops(
   return Flops(*(program.compile().cost_analysis()['flops'] for program in programs))
 
 
-def _batch(method: Method | None, rows: int, input_length: int, target_length: int) -> Batch:
+def batch_shapes(method: Method | None, rows: int, input_length: int, target_length: int) -> Batch:
   """Shapes of a batch with the virtual tokens of a method."""
 
   def tokens(length: int) -> jax.ShapeDtypeStruct:
@@ -242,7 +246,7 @@ class Plan:
         f'{_shown(self.activations)})',
         f'             results      {_shown(found.results)}, beside what takes the place of '
         'arguments',
-        f'             together     {_shown(found.total)} of {_shown(self.target.memory)}: {fits}',
+        f'             at once      {_shown(found.total)} of {_shown(self.target.memory)}: {fits}',
         # XLA's own count of FLOPs takes the body of a loop once, however often it runs.
         f'             each sends   {", ".join(sent) or "nothing"} (estimate '
         f'{_shown(sum(self.transfers.values()))})',
@@ -252,7 +256,7 @@ class Plan:
 def plan(
     *,
     backbone: Backbone,
-    target: str = 'here',
+    target: str | Target = 'here',
     method: Method | None = None,
     trainable: Any = None,
     batch_size: int = 32,
@@ -266,7 +270,7 @@ def plan(
 
   Args:
     backbone: the model and its rules; its sizes count, its weights are not read.
-    target: the devices, as `targets.parse` takes them.
+    target: the devices, or their name as `targets.parse` takes it.
     method: the prompt method; None tunes the model.
     trainable: the run's optimiser or labelling.
     batch_size: rows of a batch over all devices, each of the longest that there are.
@@ -282,7 +286,7 @@ def plan(
       the step is to be compiled for devices that only a machine with them can compile for.
     ImportError: if it is to be compiled for TPUs, and their compiler is not installed.
   """
-  found = targets.parse(target)
+  found = targets.parse(target) if isinstance(target, str) else target
   module = backbone.module.clone(dropout_rate=dropout_rate)
   setting = Setting(
       jnp.dtype(module.dtype).name,
@@ -291,7 +295,7 @@ def plan(
       num_partitions,
       tuple(map(tuple, backbone.rules)),
   )
-  lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
+  lengths = dict(feature_lengths or _LENGTHS)
   if trainable is None:
     trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
@@ -302,7 +306,7 @@ def plan(
   result = run.plan(found, setting)
   advice = ''
   if not result.fits:
-    fitting = (s for s in _easier(setting, found, batch_size) if run.plan(found, s).fits)
+    fitting = (s for s in _easier(setting, found, batch_size) if run.fits(found, s))
     better = next(fitting, None)
     advice = '' if better is None else setting.changes(better)
   what = 'model tuning' if method is None else type(method).__name__
@@ -315,6 +319,60 @@ def plan(
       advice=advice,
       compiled=run.compile(setting, mesh) if compiled else None,
   )
+
+
+def check_memory(*, backbone: Backbone, **run: Any) -> None:
+  """Looks whether a run fits on this machine's devices, before its weights are read.
+
+  Args:
+    backbone: the model, on the mesh of the run.
+    **run: what `plan` takes of a run.
+
+  Raises:
+    MemoryError: if weights and state alone are larger than an accelerator's memory. Of what
+      is an estimate, and of a CPU, which may swap, it warns.
+  """
+  known = targets.memory_here() is not None
+  if not known and jax.default_backend() != 'cpu':
+    return
+  mesh = backbone.mesh
+  here = targets.parse('here')
+  if _at_most(backbone, **run) < here.memory:
+    return
+  if mesh is None:
+    here = dataclasses.replace(here, count=1)
+  partitions = 1 if mesh is None else mesh.shape['model']
+  found = plan(backbone=backbone, target=here, num_partitions=partitions, **run)
+  if found.total <= here.memory:
+    return
+  message = f'The devices of this machine are too small for this run:\n{found}'
+  if known and found.weights + found.state > here.memory:
+    raise MemoryError(message)
+  warnings.warn(f'{message}\nIt is tried all the same.', stacklevel=2)
+
+
+def _at_most(
+    backbone: Backbone,
+    method: Method | None = None,
+    batch_size: int = 32,
+    feature_lengths: Mapping[str, int] | None = None,
+    **others: Any,
+) -> float:
+  """Bytes that no step of a run reaches on one device, in no time: counting takes seconds.
+
+  As if all of the model trained by Adam, in float32, and a step kept all that it computes.
+  """
+  del others
+  config, lengths = backbone.module.config, feature_lengths or _LENGTHS
+  of_token = 30 * (config.d_model + config.num_heads * config.d_kv) + 10 * config.d_ff
+  tokens = lengths['inputs'] + lengths['targets']
+  trained = 0
+  if method is not None:
+    tokens += method.num_virtual_tokens + method.num_decoder_virtual_tokens
+    trained = trainable_lib.count(method_lib.shapes(method, backbone.spec)[0])
+  layers = config.num_encoder_layers + config.num_decoder_layers
+  activations = layers * (of_token + 10 * config.num_heads * tokens) + 10 * config.vocab_size
+  return 4.0 * (6 * (backbone.num_params + trained) + batch_size * tokens * activations)
 
 
 def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
@@ -339,14 +397,14 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
   start = setting if target.flops is None else replace(setting, dtype='bfloat16')
   if start != setting:
     yield start
-  remats = ['none', 'dots_with_no_batch_dims', 'full']
+  remats = list(t5_stacks.REMAT_POLICIES)  # From the fastest to the one that keeps least.
   partitions = setting.num_partitions
   while partitions <= target.count:
     of_size = replace(start, num_partitions=partitions)
-    wider = [partitioning.FULLY_SHARDED_RULES] if partitions < target.count else []
-    for rules in dict.fromkeys([setting.rules, *wider]):
+    wider = [partitioning.DEFAULT_RULES, partitioning.FULLY_SHARDED_RULES]
+    for rules in dict.fromkeys([setting.rules, *wider[: 1 + (partitions < target.count)]]):
       split = replace(of_size, rules=rules)
-      for remat in remats[remats.index(setting.remat) if setting.remat in remats else 0 :]:
+      for remat in remats[remats.index(setting.remat) :]:
         yield replace(split, remat=remat)
       parts = 2 * setting.microbatches
       of_device = rows * partitions // target.count
@@ -356,6 +414,28 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
     partitions *= 2
     while partitions <= target.count and target.count % partitions:
       partitions += 1
+
+
+class _Held(NamedTuple):
+  """What lies on a device before a step.
+
+  Attributes:
+    trained: numbers that train.
+    frozen: numbers that do not.
+    weights: bytes of the frozen weights.
+    state: bytes of what trains, with its optimiser's state.
+    local_frozen: shapes of the frozen weights that a device computes with.
+    tx: the optimiser.
+    train_state: shapes of the state that a device computes with.
+  """
+
+  trained: int
+  frozen: int
+  weights: int
+  state: int
+  local_frozen: PyTree
+  tx: optax.GradientTransformation
+  train_state: TrainState
 
 
 class _Run:
@@ -375,19 +455,54 @@ class _Run:
     self._labelling = labelling
     self._batch_size = batch_size
     self._lengths = lengths
+    self._held: dict[Any, _Held] = {}
     self.prompt_length = 0 if method is None else method.num_virtual_tokens
     self._in_decoder = 0 if method is None else method.num_decoder_virtual_tokens
 
   def plan(self, target: Target, setting: Setting) -> Plan:
     """Costs of a step on the target."""
+    held = self._hold(target, setting)
+    local = self._module.clone(
+        config=_config_of_device(self._module.config, setting),
+        dtype=jnp.dtype(setting.dtype),
+        remat=setting.remat,
+    )
     data = target.count // setting.num_partitions
-    whole = self._module.clone(dtype=jnp.dtype(setting.dtype), remat=setting.remat)
-    shapes = self._shapes(whole, whole.dtype)
-    trained, frozen = trainable_lib.split(shapes, self._labelling)
-    mesh = AbstractMesh((data, setting.num_partitions), partitioning.MESH_AXES)
-    axes = {'backbone': whole.logical_axes()}
-    part = _Parts(mesh, setting.rules, axes)
+    rows = self._batch_size // data
+    step = make_train_step(self._method, local, held.tx, microbatches=setting.microbatches)
+    counted = costs.count(step, held.train_state, held.local_frozen, self._batch(rows))
+    gathered = 0
+    if setting.gathers_weights:
+      gathered = 2 * _bytes(held.local_frozen) // self._num_layers
+    return Plan(
+        target=target,
+        setting=setting,
+        trained=held.trained,
+        frozen=held.frozen,
+        weights=held.weights,
+        state=held.state,
+        activations=counted.peak_bytes + gathered,
+        flops=counted.flops * target.count,
+        transfers=self._transfers(setting, data, rows, held),
+    )
 
+  def fits(self, target: Target, setting: Setting) -> bool:
+    """Whether a step fits; what is larger without any activation is not counted further."""
+    held = self._hold(target, setting)
+    if held.weights + held.state > _USABLE * target.memory:
+      return False
+    return self.plan(target, setting).fits
+
+  def _hold(self, target: Target, setting: Setting) -> _Held:
+    """What lies on a device before a step."""
+    key = (target.count, setting.dtype, setting.num_partitions, setting.rules)
+    if key in self._held:
+      return self._held[key]
+    whole = self._module.clone(dtype=jnp.dtype(setting.dtype))
+    trained, frozen = trainable_lib.split(self._shapes(whole, whole.dtype), self._labelling)
+    data = target.count // setting.num_partitions
+    mesh = AbstractMesh((data, setting.num_partitions), partitioning.MESH_AXES)
+    part = _Parts(mesh, setting.rules, {'backbone': whole.logical_axes()})
     local = whole.clone(config=_config_of_device(whole.config, setting))
     local_trained, local_frozen = trainable_lib.split(
         self._shapes(local, whole.dtype), self._labelling
@@ -397,28 +512,17 @@ class _Run:
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), local_trained
     )
     state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), in_float32)
-    rows = self._batch_size // data
-    step = make_train_step(
-        self._method, local, tx, microbatches=setting.microbatches
-    )
-    batch = _batch(self._method, rows, self._lengths['inputs'], self._lengths['targets'])
-    counted = costs.count(step, state, local_frozen, batch)
-    # Of a trained model the state is split as its weights are.
-    of_state = _bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)
-    gathered = 0
-    if setting.gathers_weights:
-      gathered = 2 * _bytes(local_frozen) // self._num_layers
-    return Plan(
-        target=target,
-        setting=setting,
+    self._held[key] = _Held(
         trained=trainable_lib.count(trained),
         frozen=trainable_lib.count(frozen),
         weights=part.bytes(frozen),
-        state=int(of_state),
-        activations=counted.peak_bytes + gathered,
-        flops=counted.flops * target.count,
-        transfers=self._transfers(setting, data, rows, local_frozen, local_trained),
+        # Of a trained model the state is split as its weights are.
+        state=int(_bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)),
+        local_frozen=local_frozen,
+        tx=tx,
+        train_state=state,
     )
+    return self._held[key]
 
   def compile(self, setting: Setting, mesh: jax.sharding.Mesh | None) -> CompiledStep:
     """The same step as XLA compiles it for the devices of a mesh."""
@@ -426,11 +530,14 @@ class _Run:
         self._module,
         self._method,
         self._labelling,
-        _batch(self._method, self._batch_size, self._lengths['inputs'], self._lengths['targets']),
+        self._batch(self._batch_size),
         mesh=mesh,
         rules=setting.rules,
         microbatches=setting.microbatches,
     )
+
+  def _batch(self, rows: int) -> Batch:
+    return batch_shapes(self._method, rows, self._lengths['inputs'], self._lengths['targets'])
 
   @property
   def _num_layers(self) -> int:
@@ -445,7 +552,7 @@ class _Run:
     return shapes
 
   def _transfers(
-      self, setting: Setting, data: int, rows: int, frozen: PyTree, trained: PyTree
+      self, setting: Setting, data: int, rows: int, held: _Held
   ) -> dict[str, int]:
     """Bytes that a device sends in a step, in rings."""
     config, width = self._module.config, jnp.dtype(setting.dtype).itemsize
@@ -454,7 +561,7 @@ class _Run:
     outputs = rows * (self._lengths['targets'] + self._in_decoder) * config.d_model * width
     # An all-reduce sends everything but a device's own part twice, a gathering once.
     reduced, gathered_part = 2 * (model - 1) / model, (data - 1) / data
-    passes = 2 + (setting.remat == 'full')
+    passes = 2 + (setting.remat in ('full', 'qkv_and_mlp'))
     # Behind attention and MLP, and in the backward pass before them, where they are split;
     # cross-attention reads the encoder's output in every layer.
     attention = setting.part('joined_kv', config.num_heads) < config.num_heads
@@ -464,11 +571,11 @@ class _Run:
     sums += outputs * (2 * attention + mlp) * config.num_decoder_layers
     weights = 0
     if setting.gathers_weights:
-      weights = int(gathered_part * passes * setting.microbatches * _bytes(frozen))
+      weights = int(gathered_part * passes * setting.microbatches * _bytes(held.local_frozen))
     return {
         'sums of the model axis': int(reduced * passes * sums),
         'weights': weights,
-        'gradients': int(2 * gathered_part * 4 * trainable_lib.count(trained)),
+        'gradients': int(2 * gathered_part * 4 * trainable_lib.count(held.train_state.trainable)),
     }
 
 

@@ -7,6 +7,7 @@ compiled for them from shapes. No weights are made or read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -54,6 +56,8 @@ class CompiledStep:
     arguments: bytes of weights, state and batch.
     temporaries: bytes of all that the step computes.
     results: bytes of what it returns, without the state, which takes the place of the old.
+    total: bytes that are taken at once; on TPUs less than the sum of these, for there
+      temporaries share memory.
     sent: what a device sends in a step, by kind of collective.
     seconds: that the compilation took.
     refusal: what XLA said where the step does not fit the devices; then there are no
@@ -64,14 +68,10 @@ class CompiledStep:
   arguments: int
   temporaries: int = 0
   results: int = 0
+  total: int = 0
   sent: Mapping[str, Sent] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   refusal: str = ''
-
-  @property
-  def total(self) -> int:
-    """Bytes on each device."""
-    return self.arguments + self.temporaries + self.results
 
 
 def quiet_libtpu() -> None:
@@ -203,11 +203,17 @@ def compile_step(
       )
   seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
+  arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  # The TPU compiler knows the peak; others leave the temporaries out of it.
+  on_tpu = mesh is not None and mesh.devices.flat[0].platform == 'tpu'
+  total = memory.peak_memory_in_bytes if on_tpu else arguments + temporaries + results
   return CompiledStep(
       compiler=compiler,
-      arguments=memory.argument_size_in_bytes,
-      temporaries=memory.temp_size_in_bytes,
-      results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+      arguments=arguments,
+      temporaries=temporaries,
+      results=results,
+      total=total,
       sent=collectives.count(compiled.as_text(), 1 if mesh is None else mesh.size),
       seconds=seconds,
   )
@@ -217,7 +223,8 @@ def state_shapes(trained: PyTree, tx: Any, mesh: Mesh | None) -> TrainState:
   """The state before the first step as shapes, each where `RunParameters` places it.
 
   Copies of a prompt lie everywhere. Of a model, and of what its optimiser keeps in arrays
-  of the same shapes, each device has the part that it has of the weights.
+  of the same shapes, each device has the part that it has of the weights; but what Adafactor
+  keeps of a stack of layers, which is small, is made layer by layer and lies everywhere.
   """
   trained = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trained
@@ -232,12 +239,19 @@ def state_shapes(trained: PyTree, tx: Any, mesh: Mesh | None) -> TrainState:
       if leaf.sharding is not None
   }
 
-  def place(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  def is_factored(x: Any) -> bool:
+    return isinstance(x, optax.FactoredState)
+
+  def place(path: Any, x: Any, by_layer: bool = False) -> Any:
+    if is_factored(x):
+      return jax.tree_util.tree_map_with_path(functools.partial(place, by_layer=True), x)
     path = jax.tree_util.keystr(path)
+    if by_layer and "['layers']" in path:
+      return _at(x, everywhere)
     of = next((leaf for name, leaf in of_weights.items() if path.endswith(name)), None)
     return _at(x, of.sharding if of is not None and of.shape == x.shape else everywhere)
 
-  return jax.tree_util.tree_map_with_path(place, state)
+  return jax.tree_util.tree_map_with_path(place, state, is_leaf=is_factored)
 
 
 def _at(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -91,11 +91,16 @@ def _is_the_only(wanted: str) -> bool:
   return '-' in wanted or sum(known.lower().startswith(f'{wanted}-') for known in _GPUS) == 1
 
 
+def memory_here() -> int | None:
+  """Bytes that JAX may use of each of this machine's devices; None where it does not say."""
+  return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+
+
 def _here() -> Target:
   devices = jax.devices()
-  stats = devices[0].memory_stats() or {}
-  memory = stats.get('bytes_limit')
+  memory = memory_here()
   if memory is None:
-    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // len(devices)
+    ram = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    memory = ram // len(jax.local_devices())
   name = f'here: {len(devices)} × {devices[0].device_kind}'
   return Target(name, len(devices), memory, None, 'here')

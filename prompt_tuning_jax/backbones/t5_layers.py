@@ -13,6 +13,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.typing import Array, KeysValues
 
@@ -249,7 +250,10 @@ class Attention(nn.Module):
 
     Whoever asks for the collection `keys_values` gets them too (`T5.keys_and_values`).
     """
-    own = self._split_heads(self.key(x_BSD)), self._split_heads(self.value(x_BSD))
+    own = tuple(
+        checkpoint_name(self._split_heads(kernel(x_BSD)), 'qkv')
+        for kernel in (self.key, self.value)
+    )
     self.sow('keys_values', 'own', own, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return own
 
@@ -262,7 +266,7 @@ class Attention(nn.Module):
       dropout_rng: Array | None = None,
   ) -> Array:
     """Attends from `x_BTD`; hidden pairs carry a large negative bias."""
-    query_BTNH = self._split_heads(self.query(x_BTD))
+    query_BTNH = checkpoint_name(self._split_heads(self.query(x_BTD)), 'qkv')
     with jax.named_scope('attention'):
       logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', query_BTNH, key_BSNH)
       logits_BNTS = logits_BNTS.astype(jnp.float32) + bias_BNTS.astype(jnp.float32)
@@ -309,6 +313,7 @@ class MLP(nn.Module):
         )(x_BTD)
         for i in range(len(self.activations))
     ]
+    branches = [checkpoint_name(x, 'mlp') for x in branches]
     hidden_BTF = _gate(self.activations, branches)
     hidden_BTF = dropout(hidden_BTF, self.dropout_rate, dropout_rng)
     return Kernel(d_model, ('mlp', 'embed'), self.d_ff**-0.5, self.dtype, name='wo')(
