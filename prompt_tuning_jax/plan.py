@@ -561,19 +561,23 @@ class _Run:
     outputs = rows * (self._lengths['targets'] + self._in_decoder) * config.d_model * width
     # An all-reduce sends everything but a device's own part twice, a gathering once.
     reduced, gathered_part = 2 * (model - 1) / model, (data - 1) / data
-    passes = 2 + (setting.remat in ('full', 'qkv_and_mlp'))
+    # Where the backward pass computes a layer's sums again, but for the last, which it needs not.
+    again = setting.remat in ('full', 'qkv_and_mlp')
     # Behind attention and MLP, and in the backward pass before them, where they are split;
-    # cross-attention reads the encoder's output in every layer.
+    # there cross-attention's gradient by the encoder's output is a sum in every layer, too.
     attention = setting.part('joined_kv', config.num_heads) < config.num_heads
     mlp = setting.part('mlp', config.d_ff) < config.d_ff
-    sums = inputs * (attention + mlp) * config.num_encoder_layers
-    sums += inputs * attention * config.num_decoder_layers / passes
-    sums += outputs * (2 * attention + mlp) * config.num_decoder_layers
+    sums = inputs * (2 * (attention + mlp) + again * attention) * config.num_encoder_layers
+    sums += inputs * attention * config.num_decoder_layers
+    sums += outputs * (2 * (2 * attention + mlp) + 2 * again * attention) * (
+        config.num_decoder_layers
+    )
     weights = 0
     if setting.gathers_weights:
-      weights = int(gathered_part * passes * setting.microbatches * _bytes(held.local_frozen))
+      passes = (2 + again) * setting.microbatches
+      weights = int(gathered_part * passes * _bytes(held.local_frozen))
     return {
-        'sums of the model axis': int(reduced * passes * sums),
+        'sums of the model axis': int(reduced * sums),
         'weights': weights,
         'gradients': int(2 * gathered_part * 4 * trainable_lib.count(held.train_state.trainable)),
     }

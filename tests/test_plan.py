@@ -60,6 +60,17 @@ def test_xxl_on_eight_chips_is_what_the_tpu_compiler_says():
   assert found.fits
 
 
+@pytest.mark.parametrize(
+    ('remat', 'gib'), [('dots_with_no_batch_dims', 32.14), ('qkv_and_mlp', 38.58), ('full', 38.58)]
+)
+def test_transfers_are_those_that_the_tpu_compiler_writes(remat, gib):
+  found = plan.plan(
+      backbone=backbone(XXL, remat), target='v5e-8', method=SoftPrompt(100), num_partitions=8
+  )
+  sums = found.transfers['sums of the model axis']
+  assert sums == pytest.approx(gib * _GIB, rel=0.02)
+
+
 def test_parts_of_the_model_and_of_the_batch_are_a_device_s():
   def of(rules=partitioning.DEFAULT_RULES, **settings):
     return plan.plan(
