@@ -179,7 +179,7 @@ class Ours:
         trainable, frozen = trainable_lib.split(params, {'prompt': tx})
         state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
         step = make_train_step(method, self._module.clone(remat='none'), tx)
-        batch = plan._batch(method, *shape, tokenized.longest('targets'))
+        batch = plan.batch_shapes(method, *shape, tokenized.longest('targets'))
         counted[shape] = costs.count(step, state, frozen, batch).flops
       return counted[shape]
 

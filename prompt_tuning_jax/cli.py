@@ -33,7 +33,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 _PROCESS_FLAGS = ('coordinator_address', 'process_count', 'process_index')
 # The commands that several processes can run together.
 _OF_PROCESSES = ('train', 'pretrain', 'adapt', 'evaluate', 'infer', 'export')
-_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,8 @@ _COMMANDS = {
         'what a training run will cost on which devices, before anything is loaded',
         'From a recipe of `train` and PLAN_TARGET (8xH100-80GB, v5e-8, here): what trains, the '
         "memory of each device, FLOPs and transfers of a step, whether it fits, and what to "
-        'change so that it does. No weights are read.',
+        "change so that it does. No weights are read. --compile puts XLA's own figures beside "
+        'the estimate.',
     ),
     'evaluate': _Command(
         'metrics and predictions of prompts, a run, or the bare model on a task or mixture',
@@ -324,6 +325,13 @@ def _make_parser(name: str) -> _Parser:
     parser.add_argument('task', nargs='?', metavar='NAME', help='the task or mixture to show')
     parser.add_argument('--examples', type=int, default=3, metavar='N', help='how many [3]')
     parser.add_argument('--split', help='[the first of train, validation, test]')
+  if name == 'plan':
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help="compile the step for the target, for XLA's own figures: a minute or two. TPUs "
+        'need libtpu, and no TPU',
+    )
   parser.add_argument(
       '--gin_file',
       action='append',
@@ -421,6 +429,11 @@ def _run_configured(
   from prompt_tuning_jax import commands, processes
   from prompt_tuning_jax.config import building, checks
 
+  if name == 'plan' and options.compile:
+    from prompt_tuning_jax import plan_compiled
+
+    # JAX loads libtpu as soon as it looks for devices.
+    plan_compiled.quiet_libtpu()
   count = options.process_count
   paths = [path for path in options.gin_search_paths.split(',') if path]
   parsed = config.parse(name, options.gin_file, bindings, paths)
@@ -442,6 +455,8 @@ def _run_configured(
     kwargs['texts'] = options.texts or processes.from_main(lambda: _texts_from_input(options))
   if name == 'tasks':
     kwargs['examples'] = options.examples
+  if name == 'plan':
+    kwargs['compiled'] = options.compile
   if options.dry_run:
     checks.check_sources(name, kwargs)
     commands.describe(name, kwargs)

@@ -20,11 +20,11 @@ import jax.extend.core as jex_core
 _FUSED = frozenset(
     'abs add add_any and bitcast_convert_type broadcast_in_dim ceil clamp convert_element_type '
     'copy copy_p cos div eq erf exp exp2 expand_dims expm1 floor ge gt integer_pow iota '
-    'is_finite le log log1p logistic lt max min mul ne neg not optimization_barrier or pad pow '
-    'random_bits random_fold_in random_unwrap random_wrap real reduce_and reduce_max reduce_min '
-    'reduce_or reduce_sum rem reshape round rsqrt select_n sharding_constraint shift_left '
-    'shift_right_logical sign sin slice split sqrt square squeeze stop_gradient sub tanh '
-    'threefry2x32 transpose xor'.split()
+    'is_finite le log log1p logistic lt max min mul name ne neg not optimization_barrier or pad '
+    'pow random_bits random_fold_in random_unwrap random_wrap real reduce_and reduce_max '
+    'reduce_min reduce_or reduce_sum rem reshape round rsqrt select_n sharding_constraint '
+    'shift_left shift_right_logical sign sin slice split sqrt square squeeze stop_gradient sub '
+    'tanh threefry2x32 transpose xor'.split()
 )
 
 

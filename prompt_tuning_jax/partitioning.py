@@ -39,6 +39,8 @@ DEFAULT_RULES: Rules = (
 FULLY_SHARDED_RULES: Rules = tuple(
     (axis, 'data' if axis == 'embed' else of_mesh) for axis, of_mesh in DEFAULT_RULES
 )
+# By PARAMETER_PARTITIONING_DIMS: how many axes of the mesh split parameters.
+RULES = {1: DEFAULT_RULES, 2: FULLY_SHARDED_RULES}
 MESH_AXES = ('data', 'model')
 
 

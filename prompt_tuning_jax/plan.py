@@ -2,7 +2,8 @@
 
 A device's part of the run is the same run with its share of the rows, heads and hidden
 units, whose costs are counted in its jaxpr (`costs.py`). So far as heads are not divisible
-they are whole on every device.
+they are whole on every device. With --compile XLA's own figures stand beside the estimate
+(`plan_compiled.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,19 +22,22 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh
 
-from prompt_tuning_jax import costs, partitioning, targets
-from prompt_tuning_jax.backbones import int8
+from prompt_tuning_jax import costs, partitioning, plan_compiled, targets
+from prompt_tuning_jax.backbones import int8, t5_stacks
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.data import buckets, packing
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
+from prompt_tuning_jax.plan_compiled import CompiledStep
 from prompt_tuning_jax.targets import Target
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
 from prompt_tuning_jax.typing import Batch, PyTree
 
+# As `train` has them where none are given.
+_LENGTHS = {'inputs': 512, 'targets': 8}
 # Share of a device's memory that a run may plan with: the rest is the runtime's, and what
 # the estimate of the activations may be wrong by.
 _USABLE = 0.9
@@ -78,7 +83,7 @@ def count_flops(
   trainable, frozen = trainable_lib.split(params, {'prompt': tx})
   state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
 
-  batch = _batch(method, rows, input_length, target_length)
+  batch = batch_shapes(method, rows, input_length, target_length)
 
   def forward(params, batch):
     injection = method.apply({'params': params['prompt']}, module.spec)
@@ -91,7 +96,7 @@ def count_flops(
   return Flops(*(program.compile().cost_analysis()['flops'] for program in programs))
 
 
-def _batch(method: Method | None, rows: int, input_length: int, target_length: int) -> Batch:
+def batch_shapes(method: Method | None, rows: int, input_length: int, target_length: int) -> Batch:
   """Shapes of a batch with the virtual tokens of a method."""
 
   def tokens(length: int) -> jax.ShapeDtypeStruct:
@@ -113,7 +118,7 @@ class Setting:
     remat: what the backward pass computes again (`t5_stacks.REMAT_POLICIES`).
     microbatches: parts of a batch, one after the other.
     num_partitions: devices that share a copy of the model.
-    parameter_partitioning_dims: 2 where parameters are split over the others too.
+    rules: which axes of the weights are split over which axis of the mesh.
     param_dtype: 'int8' where kernels and embeddings are held so; None where they are as `dtype`.
   """
 
@@ -121,27 +126,36 @@ class Setting:
   remat: str
   microbatches: int
   num_partitions: int
-  parameter_partitioning_dims: int
+  rules: partitioning.Rules
   param_dtype: str | None = None
 
   @property
-  def rules(self) -> partitioning.Rules:
-    fully = self.parameter_partitioning_dims == 2
-    return partitioning.FULLY_SHARDED_RULES if fully else partitioning.DEFAULT_RULES
+  def gathers_weights(self) -> bool:
+    """Whether weights are split over the devices that split the batch, too."""
+    return any(to == 'data' for axis, to in self.rules if axis != 'batch')
+
+  def part(self, axis: str, size: int) -> int:
+    """A device's share of an axis of the weights, while it computes with them."""
+    splits = dict(self.rules).get(axis) == 'model' and size % self.num_partitions == 0
+    return size // self.num_partitions if splits else size
 
   def changes(self, other: Setting) -> str:
     """What another setting has that this one has not, as flags."""
-    names = {
-        'dtype': 'DTYPE', 'remat': 'REMAT', 'microbatches': 'MICROBATCHES',
-        'num_partitions': 'NUM_PARTITIONS',
-        'parameter_partitioning_dims': 'PARAMETER_PARTITIONING_DIMS',
-        'param_dtype': 'PARAM_DTYPE',
-    }  # fmt: skip
-    return ' '.join(
-        f'--gin.{macro}={getattr(other, name)}'
-        for name, macro in names.items()
-        if getattr(self, name) != getattr(other, name)
-    )
+    flags = {
+        'DTYPE': other.dtype != self.dtype and other.dtype,
+        'PARAM_DTYPE': other.param_dtype != self.param_dtype and other.param_dtype,
+        'REMAT': other.remat != self.remat and other.remat,
+        'MICROBATCHES': other.microbatches != self.microbatches and other.microbatches,
+        'NUM_PARTITIONS': other.num_partitions != self.num_partitions and other.num_partitions,
+    }
+    if other.rules != self.rules:
+      if self.rules not in partitioning.RULES.values():
+        # Rules of one's own would stay, whatever is said of the dims.
+        flags['LOGICAL_AXIS_RULES'] = '@logical_axis_rules()'
+      flags['PARAMETER_PARTITIONING_DIMS'] = next(
+          dims for dims, rules in partitioning.RULES.items() if rules == other.rules
+      )
+    return ' '.join(f'--gin.{macro}={value}' for macro, value in flags.items() if value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +172,9 @@ class Plan:
     activations: bytes of what a step computes there, the gradient included; an estimate.
     flops: of a step, on all devices together.
     transfers: bytes that a device sends in a step, by what for.
+    description: the run, in a line.
     advice: the flags that would make it fit, where it does not; '' where nothing would.
+    compiled: what XLA says of the same step, where it was asked.
   """
 
   target: Target
@@ -172,6 +188,7 @@ class Plan:
   transfers: Mapping[str, int]
   description: str = ''
   advice: str = ''
+  compiled: CompiledStep | None = None
 
   @property
   def total(self) -> int:
@@ -213,13 +230,41 @@ class Plan:
         f'             together     {_shown(self.total)} of {_shown(target.memory)}: {verdict}',
         f'a step       {self.flops / 1e12:.4g} TFLOP{seconds}',
         f'each sends   {sent or "nothing"}',
+        *(self._compiled_lines() if self.compiled else []),
     ])
+
+  def _compiled_lines(self) -> list[str]:
+    """XLA's figures beside the estimate."""
+    found = self.compiled
+    lines = [f'compiled     by {found.compiler} in {found.seconds:.0f} s']
+    arguments = (
+        f'             arguments    {_shown(found.arguments)} (weights, state and batch; '
+        f'estimate {_shown(self.weights + self.state)} without the batch)'
+    )
+    if found.refusal:
+      return [*lines, arguments, f'             does not fit: {found.refusal}']
+    sent = [
+        f'{kind} {_shown(of.bytes)} in {of.count:,}' for kind, of in sorted(found.sent.items())
+    ]
+    fits = 'fits' if found.total <= self.target.memory else 'does not fit'
+    return [
+        *lines,
+        arguments,
+        f'             temporaries  {_shown(found.temporaries)} (estimate '
+        f'{_shown(self.activations)})',
+        f'             results      {_shown(found.results)}, beside what takes the place of '
+        'arguments',
+        f'             at once      {_shown(found.total)} of {_shown(self.target.memory)}: {fits}',
+        # XLA's own count of FLOPs takes the body of a loop once, however often it runs.
+        f'             each sends   {", ".join(sent) or "nothing"} (estimate '
+        f'{_shown(sum(self.transfers.values()))})',
+    ]
 
 
 def plan(
     *,
     backbone: Backbone,
-    target: str = 'here',
+    target: str | Target = 'here',
     method: Method | None = None,
     trainable: Any = None,
     batch_size: int = 32,
@@ -230,13 +275,13 @@ def plan(
     dropout_rate: float = 0.0,
     dtype: str | None = None,
     num_partitions: int = 1,
-    parameter_partitioning_dims: int = 1,
+    compiled: bool = False,
 ) -> Plan:
   """Counts what a step of a training run costs, and whether it fits.
 
   Args:
-    backbone: the model; its sizes count, its weights are not read.
-    target: the devices, as `targets.parse` takes them.
+    backbone: the model and its rules; its sizes count, its weights are not read.
+    target: the devices, or their name as `targets.parse` takes it.
     method: the prompt method; None tunes the model.
     trainable: the run's optimiser or labelling.
     batch_size: examples of a batch over all devices, each taken to be of the longest that
@@ -250,12 +295,15 @@ def plan(
     dtype: 'auto' plans for what the target's devices compute in, whatever this machine's do;
       else the backbone's own counts.
     num_partitions: devices that share a copy of the model.
-    parameter_partitioning_dims: 2 splits parameters over the others too.
+    compiled: whether to compile the step as well, for XLA's own figures; it takes a minute
+      or two.
 
   Raises:
-    ValueError: if the target is not known, or the devices, rows and parts do not divide.
+    ValueError: if the target is not known, or the devices, rows and parts do not divide, or
+      the step is to be compiled for devices that only a machine with them can compile for.
+    ImportError: if it is to be compiled for TPUs, and their compiler is not installed.
   """
-  found = targets.parse(target)
+  found = targets.parse(target) if isinstance(target, str) else target
   module = backbone.module.clone(dropout_rate=dropout_rate)
   on_accelerators = dtype == 'auto' and found.flops is not None
   setting = Setting(
@@ -263,18 +311,20 @@ def plan(
       module.remat,
       microbatches,
       num_partitions,
-      parameter_partitioning_dims,
+      tuple(map(tuple, backbone.rules)),
       'int8' if module.int8 else None,
   )
-  limits = dict(feature_lengths or {'inputs': 512, 'targets': 8})
+  limits = dict(feature_lengths or _LENGTHS)
   if trainable is None:
     trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
   _check_divides(found, num_partitions, batch_size, microbatches)
+  # What cannot be compiled is said before anything is counted.
+  mesh = plan_compiled.mesh_of(found, num_partitions) if compiled else None
   rows, what_rows = batch_size, ''
   if lengths == 'pack':
     rows, limits, what_rows = _packed(method, limits, packed_length, batch_size, found, setting)
-  run = _Run(module, method, labelling, rows, limits)
+  run = _Run(module, method, labelling, rows, limits, packed=lengths == 'pack')
   result = run.plan(found, setting)
   advice = ''
   if not result.fits:
@@ -282,7 +332,7 @@ def plan(
     if not any(prefix.split('/')[0] == 'backbone' for prefix in labelling):
       in_int8 = dataclasses.replace(setting, param_dtype='int8')
       easier = itertools.chain(easier, [in_int8], _easier(in_int8, found, rows))
-    fitting = (s for s in easier if run.plan(found, s).fits)
+    fitting = (s for s in easier if run.fits(found, s))
     better = next(fitting, None)
     advice = '' if better is None else setting.changes(better)
   what = 'model tuning' if method is None else type(method).__name__
@@ -293,6 +343,7 @@ def plan(
           f'{run.prompt_length} input and {limits["targets"]} target tokens{what_rows}'
       ),
       advice=advice,
+      compiled=run.compile(setting, mesh) if compiled else None,
   )
 
 
@@ -315,12 +366,67 @@ def _packed(
   in_row = width // longest
   multiple = target.count // setting.num_partitions * setting.microbatches
   rows = buckets.round_up(-(-batch_size // in_row), multiple)
-  # Each row gets one prompt from `_batch`; those of the other examples are part of the rest.
+  # Each row gets one prompt from `batch_shapes`; those of the others are part of the rest.
   of_row = {
       'inputs': width - prompt,
       'targets': in_row * (limits['targets'] + in_decoder) - in_decoder,
   }
   return rows, of_row, f', of {batch_size} packed examples of the longest'
+
+
+def check_memory(*, backbone: Backbone, **run: Any) -> None:
+  """Looks whether a run fits on this machine's devices, before its weights are read.
+
+  Args:
+    backbone: the model, on the mesh of the run.
+    **run: what `plan` takes of a run.
+
+  Raises:
+    MemoryError: if weights and state alone are larger than an accelerator's memory. Of what
+      is an estimate, and of a CPU, which may swap, it warns.
+  """
+  known = targets.memory_here() is not None
+  if not known and jax.default_backend() != 'cpu':
+    return
+  mesh = backbone.mesh
+  here = targets.parse('here')
+  if _at_most(backbone, **run) < here.memory:
+    return
+  if mesh is None:
+    here = dataclasses.replace(here, count=1)
+  partitions = 1 if mesh is None else mesh.shape['model']
+  found = plan(backbone=backbone, target=here, num_partitions=partitions, **run)
+  if found.total <= here.memory:
+    return
+  message = f'The devices of this machine are too small for this run:\n{found}'
+  if known and found.weights + found.state > here.memory:
+    raise MemoryError(message)
+  warnings.warn(f'{message}\nIt is tried all the same.', stacklevel=2)
+
+
+def _at_most(
+    backbone: Backbone,
+    method: Method | None = None,
+    batch_size: int = 32,
+    feature_lengths: Mapping[str, int] | None = None,
+    packed_length: int | None = None,
+    **others: Any,
+) -> float:
+  """Bytes that no step of a run reaches on one device, in no time: counting takes seconds.
+
+  As if all of the model trained by Adam, in float32, and a step kept all that it computes.
+  """
+  del others
+  config, lengths = backbone.module.config, feature_lengths or _LENGTHS
+  of_token = 30 * (config.d_model + config.num_heads * config.d_kv) + 10 * config.d_ff
+  tokens = lengths['inputs'] + lengths['targets'] + (packed_length or 0)
+  trained = 0
+  if method is not None:
+    tokens += method.num_virtual_tokens + method.num_decoder_virtual_tokens
+    trained = trainable_lib.count(method_lib.shapes(method, backbone.spec)[0])
+  layers = config.num_encoder_layers + config.num_decoder_layers
+  activations = layers * (of_token + 10 * config.num_heads * tokens) + 10 * config.vocab_size
+  return 4.0 * (6 * (backbone.num_params + trained) + batch_size * tokens * activations)
 
 
 def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
@@ -345,15 +451,14 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
   start = setting if target.flops is None else replace(setting, dtype='bfloat16')
   if start != setting:
     yield start
-  remats = ['none', 'dots_with_no_batch_dims', 'full']
+  remats = list(t5_stacks.REMAT_POLICIES)  # From the fastest to the one that keeps least.
   partitions = setting.num_partitions
   while partitions <= target.count:
     of_size = replace(start, num_partitions=partitions)
-    for dims in sorted({
-        setting.parameter_partitioning_dims, 2 if partitions < target.count else 1
-    }):
-      split = replace(of_size, parameter_partitioning_dims=dims)
-      for remat in remats[remats.index(setting.remat) if setting.remat in remats else 0 :]:
+    wider = [partitioning.DEFAULT_RULES, partitioning.FULLY_SHARDED_RULES]
+    for rules in dict.fromkeys([setting.rules, *wider[: 1 + (partitions < target.count)]]):
+      split = replace(of_size, rules=rules)
+      for remat in remats[remats.index(setting.remat) :]:
         yield replace(split, remat=remat)
       parts = 2 * setting.microbatches
       of_device = rows * partitions // target.count
@@ -363,6 +468,28 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
     partitions *= 2
     while partitions <= target.count and target.count % partitions:
       partitions += 1
+
+
+class _Held(NamedTuple):
+  """What lies on a device before a step.
+
+  Attributes:
+    trained: numbers that train.
+    frozen: numbers that do not.
+    weights: bytes of the frozen weights.
+    state: bytes of what trains, with its optimiser's state.
+    local_frozen: shapes of the frozen weights that a device computes with.
+    tx: the optimiser.
+    train_state: shapes of the state that a device computes with.
+  """
+
+  trained: int
+  frozen: int
+  weights: int
+  state: int
+  local_frozen: PyTree
+  tx: optax.GradientTransformation
+  train_state: TrainState
 
 
 class _Run:
@@ -375,6 +502,7 @@ class _Run:
       labelling: Any,
       batch_size: int,
       lengths: Mapping[str, int],
+      packed: bool,
   ):
     self._module = module
     # Initialisers may read the embeddings of a model that is not here.
@@ -382,24 +510,55 @@ class _Run:
     self._labelling = labelling
     self._batch_size = batch_size
     self._lengths = lengths
+    self._packed = packed
+    self._held: dict[Any, _Held] = {}
     self.prompt_length = 0 if method is None else method.num_virtual_tokens
     self._in_decoder = 0 if method is None else method.num_decoder_virtual_tokens
 
   def plan(self, target: Target, setting: Setting) -> Plan:
     """Costs of a step on the target."""
-    data = target.count // setting.num_partitions
-    whole = self._module.clone(
-        dtype=jnp.dtype(setting.dtype),
-        remat=setting.remat,
-        int8=setting.param_dtype == 'int8',
+    held = self._hold(target, setting)
+    local = self._module_of(setting).clone(
+        config=_config_of_device(self._module.config, setting)
     )
-    shapes = self._shapes(whole, whole.dtype)
-    trained, frozen = trainable_lib.split(shapes, self._labelling)
-    mesh = AbstractMesh((data, setting.num_partitions), partitioning.MESH_AXES)
-    axes = {'backbone': whole.logical_axes()}
-    part = _Parts(mesh, setting.rules, axes)
+    data = target.count // setting.num_partitions
+    rows = self._batch_size // data
+    step = make_train_step(self._method, local, held.tx, microbatches=setting.microbatches)
+    counted = costs.count(step, held.train_state, held.local_frozen, self._batch(rows))
+    gathered = 0
+    if setting.gathers_weights:
+      gathered = 2 * _bytes(held.local_frozen) // self._num_layers
+    return Plan(
+        target=target,
+        setting=setting,
+        trained=held.trained,
+        frozen=held.frozen,
+        weights=held.weights,
+        state=held.state,
+        activations=counted.peak_bytes + gathered,
+        flops=counted.flops * target.count,
+        transfers=self._transfers(setting, data, rows, held),
+    )
 
-    local = whole.clone(config=_config_of_device(whole.config, setting.num_partitions))
+  def fits(self, target: Target, setting: Setting) -> bool:
+    """Whether a step fits; what is larger without any activation is not counted further."""
+    held = self._hold(target, setting)
+    if held.weights + held.state > _USABLE * target.memory:
+      return False
+    return self.plan(target, setting).fits
+
+  def _hold(self, target: Target, setting: Setting) -> _Held:
+    """What lies on a device before a step."""
+    # What else a setting says has no part in it.
+    key = (target.count, dataclasses.replace(setting, remat='none', microbatches=1))
+    if key in self._held:
+      return self._held[key]
+    whole = self._module_of(setting)
+    trained, frozen = trainable_lib.split(self._shapes(whole, whole.dtype), self._labelling)
+    data = target.count // setting.num_partitions
+    mesh = AbstractMesh((data, setting.num_partitions), partitioning.MESH_AXES)
+    part = _Parts(mesh, setting.rules, {'backbone': whole.logical_axes()})
+    local = whole.clone(config=_config_of_device(whole.config, setting))
     local_trained, local_frozen = trainable_lib.split(
         self._shapes(local, whole.dtype), self._labelling
     )
@@ -408,27 +567,46 @@ class _Run:
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), local_trained
     )
     state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), in_float32)
-    rows = self._batch_size // data
-    step = make_train_step(
-        self._method, local, tx, microbatches=setting.microbatches
-    )
-    batch = _batch(self._method, rows, self._lengths['inputs'], self._lengths['targets'])
-    counted = costs.count(step, state, local_frozen, batch)
-    # Of a trained model the state is split as its weights are.
-    of_state = _bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)
-    gathered = 0
-    if setting.parameter_partitioning_dims == 2:
-      gathered = 2 * _bytes(local_frozen) // self._num_layers
-    return Plan(
-        target=target,
-        setting=setting,
+    self._held[key] = _Held(
         trained=trainable_lib.count(trained),
         frozen=trainable_lib.count(frozen),
         weights=part.bytes(frozen),
-        state=int(of_state),
-        activations=counted.peak_bytes + gathered,
-        flops=counted.flops * target.count,
-        transfers=self._transfers(setting, data, rows, local_frozen, local_trained),
+        # Of a trained model the state is split as its weights are.
+        state=int(_bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)),
+        local_frozen=local_frozen,
+        tx=tx,
+        train_state=state,
+    )
+    return self._held[key]
+
+  def compile(self, setting: Setting, mesh: jax.sharding.Mesh | None) -> CompiledStep:
+    """The same step as XLA compiles it for the devices of a mesh."""
+    return plan_compiled.compile_step(
+        self._module_of(setting),
+        self._method,
+        self._labelling,
+        self._batch(self._batch_size),
+        mesh=mesh,
+        rules=setting.rules,
+        microbatches=setting.microbatches,
+    )
+
+  def _module_of(self, setting: Setting) -> T5:
+    return self._module.clone(
+        dtype=jnp.dtype(setting.dtype),
+        remat=setting.remat,
+        int8=setting.param_dtype == 'int8',
+    )
+
+  def _batch(self, rows: int) -> Batch:
+    batch = batch_shapes(
+        self._method, rows, self._lengths['inputs'], self._lengths['targets']
+    )
+    if not self._packed:
+      return batch
+    return batch.replace(
+        encoder_segment_ids=batch.encoder_input_tokens,
+        decoder_segment_ids=batch.decoder_input_tokens,
     )
 
   @property
@@ -444,7 +622,7 @@ class _Run:
     return shapes
 
   def _transfers(
-      self, setting: Setting, data: int, rows: int, frozen: PyTree, trained: PyTree
+      self, setting: Setting, data: int, rows: int, held: _Held
   ) -> dict[str, int]:
     """Bytes that a device sends in a step, in rings."""
     config, width = self._module.config, jnp.dtype(setting.dtype).itemsize
@@ -453,18 +631,25 @@ class _Run:
     outputs = rows * (self._lengths['targets'] + self._in_decoder) * config.d_model * width
     # An all-reduce sends everything but a device's own part twice, a gathering once.
     reduced, gathered_part = 2 * (model - 1) / model, (data - 1) / data
-    passes = 2 + (setting.remat == 'full')
-    # Behind attention and MLP, and in the backward pass before them; cross-attention reads
-    # the encoder's output in every layer.
-    sums = inputs * (2 * config.num_encoder_layers + config.num_decoder_layers / passes)
-    sums += outputs * 3 * config.num_decoder_layers
+    # Where the backward pass computes a layer's sums again, but for the last, which it needs not.
+    again = setting.remat in ('full', 'qkv_and_mlp')
+    # Behind attention and MLP, and in the backward pass before them, where they are split;
+    # there cross-attention's gradient by the encoder's output is a sum in every layer, too.
+    attention = setting.part('joined_kv', config.num_heads) < config.num_heads
+    mlp = setting.part('mlp', config.d_ff) < config.d_ff
+    sums = inputs * (2 * (attention + mlp) + again * attention) * config.num_encoder_layers
+    sums += inputs * attention * config.num_decoder_layers
+    sums += outputs * (2 * (2 * attention + mlp) + 2 * again * attention) * (
+        config.num_decoder_layers
+    )
     weights = 0
-    if setting.parameter_partitioning_dims == 2:
-      weights = int(gathered_part * passes * setting.microbatches * _bytes(frozen))
+    if setting.gathers_weights:
+      passes = (2 + again) * setting.microbatches
+      weights = int(gathered_part * passes * _bytes(held.local_frozen))
     return {
-        'sums of the model axis': int(reduced * passes * sums),
+        'sums of the model axis': int(reduced * sums),
         'weights': weights,
-        'gradients': int(2 * gathered_part * 4 * trainable_lib.count(trained)),
+        'gradients': int(2 * gathered_part * 4 * trainable_lib.count(held.train_state.trainable)),
     }
 
 
@@ -493,17 +678,13 @@ class _Parts:
     return total
 
 
-def _config_of_device(config: Any, partitions: int) -> Any:
+def _config_of_device(config: Any, setting: Setting) -> Any:
   """The sizes that a device computes with: its share of the heads, units and vocabulary."""
-
-  def part(size: int) -> int:
-    return size // partitions if size % partitions == 0 else size
-
   return dataclasses.replace(
       config,
-      num_heads=part(config.num_heads),
-      d_ff=part(config.d_ff),
-      vocab_size=part(config.vocab_size),
+      num_heads=setting.part('joined_kv', config.num_heads),
+      d_ff=setting.part('mlp', config.d_ff),
+      vocab_size=setting.part('vocab', config.vocab_size),
   )
 
 

@@ -45,12 +45,16 @@ class Target:
     count: how many there are.
     memory: bytes of each.
     flops: FLOP/s of each in bfloat16, by its data sheet; None where it is not known.
+    kind: 'H100-80GB', 'v5e', …; 'here' for those of this machine.
+    slices: of TPUs, in how many slices they are.
   """
 
   name: str
   count: int
   memory: int
   flops: float | None
+  kind: str
+  slices: int = 1
 
 
 def parse(name: str) -> Target:
@@ -65,13 +69,14 @@ def parse(name: str) -> Target:
   wanted = device.lower()
   for known, (memory, tflops) in _GPUS.items():
     if wanted in (known.lower(), known.lower().partition('-')[0]) and _is_the_only(wanted):
-      return Target(name, int(count), memory * _GIB, tflops * 1e12)
+      return Target(name, int(count), memory * _GIB, tflops * 1e12, known)
   tpu = re.fullmatch(r'(v\d\w?)-(\d+)', wanted)
   if tpu and tpu[1] in _TPUS:
     memory, tflops = _TPUS[tpu[1]]
     # The number after v4 and v5p counts cores, of which a device has two.
     number = int(tpu[2]) // (2 if tpu[1] in ('v4', 'v5p') else 1)
-    return Target(name, max(number, 1) * int(count), memory * _GIB, tflops * 1e12)
+    slices, number = int(count), max(number, 1)
+    return Target(name, slices * number, memory * _GIB, tflops * 1e12, tpu[1], slices)
   known = [*_GPUS, *(f'{kind}-8' for kind in _TPUS), 'here']
   near = difflib.get_close_matches(device, known, n=1, cutoff=0.4)
   hint = f' Did you mean {near[0]!r}?' if near else ''
@@ -86,10 +91,16 @@ def _is_the_only(wanted: str) -> bool:
   return '-' in wanted or sum(known.lower().startswith(f'{wanted}-') for known in _GPUS) == 1
 
 
+def memory_here() -> int | None:
+  """Bytes that JAX may use of each of this machine's devices; None where it does not say."""
+  return (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+
+
 def _here() -> Target:
   devices = jax.devices()
-  stats = devices[0].memory_stats() or {}
-  memory = stats.get('bytes_limit')
+  memory = memory_here()
   if memory is None:
-    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // len(devices)
-  return Target(f'here: {len(devices)} × {devices[0].device_kind}', len(devices), memory, None)
+    ram = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    memory = ram // len(jax.local_devices())
+  name = f'here: {len(devices)} × {devices[0].device_kind}'
+  return Target(name, len(devices), memory, None, 'here')

@@ -8,6 +8,7 @@ import pytest
 
 from prompt_tuning_jax import costs
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
+from prompt_tuning_jax.backbones.t5_stacks import REMAT_POLICIES
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
@@ -77,7 +78,7 @@ def test_the_flops_of_a_step_are_those_that_xla_counts(method):
   assert costs.count(scanned, *args).flops == pytest.approx(ours, rel=0.02)
 
 
-@pytest.mark.parametrize('remat', ['none', 'full', 'dots_with_no_batch_dims'])
+@pytest.mark.parametrize('remat', REMAT_POLICIES)
 def test_the_memory_of_a_step_is_about_what_xla_takes(remat):
   step, args = step_of(SoftPrompt(20), remat)
   theirs = step.lower(*args).compile().memory_analysis().temp_size_in_bytes

@@ -1,15 +1,20 @@
 """What `plan` says of a run: counted parameters and bytes, and advice that keeps its word."""
 
+import dataclasses
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from prompt_tuning_jax import cli, plan, targets
+from prompt_tuning_jax import cli, partitioning, plan, targets
+from prompt_tuning_jax.backbones import t5_stacks
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
+from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.training import train
+from prompt_tuning_jax.training.optimizers import adamw
 
 _GIB = 2**30
 XXL = T5Config(32128, 4096, 64, 64, 10240, 24, 24)
@@ -17,8 +22,8 @@ BASE = T5Config(32128, 768, 12, 64, 2048, 12, 12)
 LENGTHS = {'inputs': 512, 'targets': 32}
 
 
-def backbone(config, remat='none', dtype=jnp.bfloat16):
-  return Backbone('t5', T5(config, dtype=dtype, remat=remat), None, lambda: None)
+def backbone(config, remat='none', dtype=jnp.bfloat16, rules=partitioning.DEFAULT_RULES):
+  return Backbone('t5', T5(config, dtype=dtype, remat=remat), None, dict, rules=rules)
 
 
 @pytest.mark.parametrize(
@@ -56,16 +61,28 @@ def test_xxl_on_eight_chips_is_what_the_tpu_compiler_says():
   assert found.fits
 
 
+@pytest.mark.parametrize(
+    ('remat', 'gib'), [('dots_with_no_batch_dims', 32.14), ('qkv_and_mlp', 38.58), ('full', 38.58)]
+)
+def test_transfers_are_those_that_the_tpu_compiler_writes(remat, gib):
+  found = plan.plan(
+      backbone=backbone(XXL, remat), target='v5e-8', method=SoftPrompt(100), num_partitions=8
+  )
+  sums = found.transfers['sums of the model axis']
+  assert sums == pytest.approx(gib * _GIB, rel=0.02)
+
+
 def test_parts_of_the_model_and_of_the_batch_are_a_device_s():
-  def of(**settings):
+  def of(rules=partitioning.DEFAULT_RULES, **settings):
     return plan.plan(
-        backbone=backbone(BASE), method=SoftPrompt(20), feature_lengths=LENGTHS, **settings
-    )
+        backbone=backbone(BASE, rules=rules), method=SoftPrompt(20), feature_lengths=LENGTHS,
+        **settings,
+    )  # fmt: skip
 
   one = of(target='H100')
   data = of(target='8xH100')
   tensor = of(target='4xH100', num_partitions=4)
-  fully = of(target='8xH100', parameter_partitioning_dims=2)
+  fully = of(target='8xH100', rules=partitioning.FULLY_SHARDED_RULES)
   assert one.transfers == {'sums of the model axis': 0, 'weights': 0, 'gradients': 0}
   assert data.weights == one.weights and fully.weights < 0.13 * one.weights
   assert data.activations == pytest.approx(one.activations / 8, rel=0.05)
@@ -160,3 +177,98 @@ def test_packed_rows_of_the_longest_cost_about_as_much_as_padded_ones_and_fit_th
   assert of(lengths='bucket').flops == padded.flops
   on_eight = of(8, lengths='pack', packed_length=1224, microbatches=4)
   assert '32 rows of 1124' in on_eight.description
+
+
+def test_rules_of_one_s_own_count_and_advice_lets_go_of_them():
+  rules = tuple((axis, None if axis == 'mlp' else to) for axis, to in partitioning.DEFAULT_RULES)
+
+  def of(rules, **settings):
+    return plan.plan(
+        backbone=backbone(XXL, 'full', rules=rules), method=SoftPrompt(20),
+        feature_lengths=LENGTHS, num_partitions=8, **settings,
+    )  # fmt: skip
+
+  default, own = of(partitioning.DEFAULT_RULES, target='v5e-8'), of(rules, target='v5e-8')
+  mlp = 48 * 3 * 4096 * 10240 * 2  # The bytes of all MLPs, of which each device keeps all.
+  assert own.weights - default.weights == mlp * 7 // 8
+  assert own.flops > 3 * default.flops  # All devices together: each computes all MLPs.
+  assert own.transfers['sums of the model axis'] < 0.7 * sum(default.transfers.values())
+  assert default.fits and not own.fits
+  # Of 8 GiB, where the weights alone are 13.
+  assert of(rules, target='v2-8').advice == (
+      '--gin.MICROBATCHES=2 --gin.LOGICAL_AXIS_RULES=@logical_axis_rules() '
+      '--gin.PARAMETER_PARTITIONING_DIMS=1'
+  )
+
+
+@pytest.mark.usefixtures('elsewhere')
+def test_the_command_plans_with_the_rules_of_the_run(capsys):
+  command = ['plan', '--gin_file=super_glue_cb_t5_1_1_lm100k_base', '--gin.PLAN_TARGET=8xH100']
+
+  def weights(*flags):
+    assert cli.main([*command, *flags]) == 0
+    return float(re.search(r'weights +([\d.]+) MiB', capsys.readouterr().out)[1])
+
+  one = weights()
+  assert weights('--gin.PARAMETER_PARTITIONING_DIMS=2') == pytest.approx(one / 8, rel=0.01)
+  rules = [(a, 'data' if a == 'mlp' else t) for a, t in partitioning.DEFAULT_RULES]
+  mlp = 24 * 3 * 768 * 2048 * 2 / 2**20  # In bfloat16, as accelerators compute.
+  found = weights(f'--gin.LOGICAL_AXIS_RULES={rules}')
+  assert found == pytest.approx(one - mlp * 7 / 8, rel=0.01)
+
+
+@pytest.fixture
+def large_run():
+  """A run whose weights must not be read, and the bytes that it holds before a step."""
+
+  def never():
+    raise AssertionError('The weights were read.')
+
+  module = T5(T5Config(1024, 64, 4, 16, 128, 3, 3))
+  mesh = partitioning.make_mesh(2)
+  model = Backbone('large', module, ByteVocabulary(), never, mesh=mesh)
+  run = dict(backbone=model, method=SoftPrompt(5), batch_size=4)
+  four = dataclasses.replace(targets.parse('H100'), count=4)
+  found = plan.plan(target=four, num_partitions=2, **run)
+  return run, found.weights + found.state
+
+
+def test_a_run_that_is_too_large_is_refused_before_its_weights_are_read(
+    monkeypatch, tmp_path, large_run
+):
+  run, held = large_run
+  monkeypatch.setattr(targets, 'memory_here', lambda: held - 1)
+  with pytest.raises(MemoryError, match='(?s)too small for this run:.*weights .*does not fit'):
+    train.train(task='none', model_dir=str(tmp_path / 'run'), train_steps=1, **run)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_what_only_the_estimate_or_a_cpu_says_is_a_warning(monkeypatch, large_run):
+  run, held = large_run
+  monkeypatch.setattr(targets, 'memory_here', lambda: held + 1)
+  with pytest.warns(UserWarning, match='(?s)does not fit.*It is tried all the same'):
+    plan.check_memory(**run)
+  monkeypatch.setattr(targets, 'memory_here', lambda: 2**36)
+  plan.check_memory(**run)
+  monkeypatch.setattr(targets, 'memory_here', lambda: None)
+  monkeypatch.setattr(targets.os, 'sysconf', lambda name: 2**10)
+  with pytest.warns(UserWarning, match='too small for this run'):
+    plan.check_memory(**run)
+
+
+def test_small_runs_are_let_through_uncounted(monkeypatch):
+  monkeypatch.setattr(plan, 'plan', lambda **_: pytest.fail('counted'))
+  monkeypatch.setattr(targets, 'memory_here', lambda: 2**34)
+  config = T5Config(1024, 64, 4, 16, 128, 3, 3)
+  plan.check_memory(backbone=backbone(config), method=SoftPrompt(20))
+
+
+@pytest.mark.parametrize('remat', t5_stacks.REMAT_POLICIES)
+def test_no_step_takes_more_than_the_bound_that_lets_runs_through(remat):
+  run = dict(backbone=backbone(BASE, remat, jnp.float32), method=SoftPrompt(20))
+  for rows in (1, 32):
+    found = plan.plan(target='H100', batch_size=rows, **run)
+    assert found.total < plan._at_most(batch_size=rows, **run)
+  tuned = plan.plan(target='H100', backbone=backbone(BASE, remat), trainable=adamw(1e-3))
+  assert tuned.total < plan._at_most(backbone=backbone(BASE, remat))

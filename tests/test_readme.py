@@ -1,4 +1,4 @@
-"""What the README tells a user to type works as it stands there."""
+"""What the README and docs/ tell a user to type works as it stands there."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from prompt_tuning_jax import cli
 from prompt_tuning_jax.typing import Injection
 from tests.tasks.super_glue_samples import OFFICIAL, write_official
 
-README = Path(__file__).parent.parent / 'README.md'
+ROOT = Path(__file__).parent.parent
+README = ROOT / 'README.md'
+PAGES = [README, *sorted((ROOT / 'docs').glob('*.md'))]
 
 
-def _blocks(language: str) -> list[str]:
-  return re.findall(rf'```{language}\n(.*?)```', README.read_text(), re.DOTALL)
+def _blocks(language: str, page: Path = README) -> list[str]:
+  return re.findall(rf'```{language}\n(.*?)```', page.read_text(), re.DOTALL)
 
 
 def _commands() -> list[str]:
   """The lines that start `$ prompt-tuning`, with what is continued on the next ones."""
-  text = '\n'.join(_blocks('console')).replace('\\\n', ' ')
+  blocks = [block for page in PAGES for block in _blocks('console', page)]
+  text = '\n'.join(blocks).replace('\\\n', ' ')
   return re.findall(r'^\$ prompt-tuning (.+)$', text, re.MULTILINE)
 
 

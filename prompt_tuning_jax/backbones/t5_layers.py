@@ -13,6 +13,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.typing import Array, KeysValues
 
@@ -286,7 +287,10 @@ class Attention(nn.Module):
 
     Whoever asks for the collection `keys_values` gets them too (`T5.keys_and_values`).
     """
-    own = self._split_heads(self.key(x_BSD)), self._split_heads(self.value(x_BSD))
+    own = tuple(
+        checkpoint_name(self._split_heads(kernel(x_BSD)), 'qkv')
+        for kernel in (self.key, self.value)
+    )
     self.sow('keys_values', 'own', own, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return own
 
@@ -299,7 +303,7 @@ class Attention(nn.Module):
       dropout_rng: Array | None = None,
   ) -> Array:
     """Attends from `x_BTD`; hidden pairs carry a large negative bias."""
-    query_BTNH = self._split_heads(self.query(x_BTD))
+    query_BTNH = checkpoint_name(self._split_heads(self.query(x_BTD)), 'qkv')
     with jax.named_scope('attention'):
       if self.implementation == 'xla':
         mixed_BTNH = self._mixed(query_BTNH, key_BSNH, value_BSNH, bias_BNTS, dropout_rng)
@@ -373,6 +377,7 @@ class MLP(nn.Module):
         )(x_BTD)
         for i in range(len(self.activations))
     ]
+    branches = [checkpoint_name(x, 'mlp') for x in branches]
     hidden_BTF = _gate(self.activations, branches)
     hidden_BTF = dropout(hidden_BTF, self.dropout_rate, dropout_rng)
     return Kernel(d_model, ('mlp', 'embed'), self.d_ff**-0.5, self.dtype, name='wo')(

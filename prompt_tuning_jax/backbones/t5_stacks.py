@@ -50,11 +50,16 @@ class DecoderCache:
   key_positions: KeyPositions
 
 
-# Rematerialisation policies by name, for gin; None keeps every residual.
+# Rematerialisation policies by name, for gin; None keeps every residual. What a step of the
+# published sizes costs then, over its forward pass, and what it keeps: docs/scaling.md.
 REMAT_POLICIES = {
     'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
+    # The products with kernels; those inside attention are computed again.
     'dots_with_no_batch_dims': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Of those, the ones that a mesh splits over `model`, by the names that `t5_layers` gives
+    # them; the layer's sums, whole on every device, are computed again.
+    'qkv_and_mlp': jax.checkpoint_policies.save_only_these_names('qkv', 'mlp'),
+    'full': jax.checkpoint_policies.nothing_saveable,
 }
 
 

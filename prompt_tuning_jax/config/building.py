@@ -59,13 +59,12 @@ def logical_axis_rules(parameter_partitioning_dims: int = 1) -> partitioning.Rul
     parameter_partitioning_dims: 1 splits them over `model`; 2 over `data` as well, so that
       they are gathered layer by layer.
   """
-  rules = {1: partitioning.DEFAULT_RULES, 2: partitioning.FULLY_SHARDED_RULES}
-  if parameter_partitioning_dims not in rules:
+  if parameter_partitioning_dims not in partitioning.RULES:
     raise ValueError(
         f'PARAMETER_PARTITIONING_DIMS is {parameter_partitioning_dims!r}; it may be 1 (split over '
         "the mesh's axis 'model') or 2 (over 'data' as well)."
     )
-  return rules[parameter_partitioning_dims]
+  return partitioning.RULES[parameter_partitioning_dims]
 
 
 def load_backbone(

@@ -76,7 +76,7 @@ _PACKAGES = ('optax', 'jax.nn.initializers')
 # The functions known to gin, by name, once `register` was called.
 _registered: dict[str, Callable[..., Any]] = {}
 
-_FROM_COMMAND_LINE = ('created_by', 'dry_run', 'texts', 'examples')
+_FROM_COMMAND_LINE = ('compiled', 'created_by', 'dry_run', 'texts', 'examples')
 
 
 def commands() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from prompt_tuning_jax import artifact, partitioning, processes
+from prompt_tuning_jax import artifact, partitioning, plan, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.batches import TrainBatches
@@ -142,6 +142,7 @@ def train(
     ValueError: if the parts do not fit together, or model_dir holds another run; the
       message names what to change.
     OSError: if model_dir cannot be written.
+    MemoryError: if weights and state are larger than the devices' memory, with the plan.
     FloatingPointError: if the loss is not finite; the last good state stays saved.
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
@@ -154,6 +155,17 @@ def train(
     )
   check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
   partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
+  plan.check_memory(
+      backbone=backbone,
+      method=method,
+      trainable=trainable,
+      batch_size=batch_size,
+      feature_lengths=feature_lengths,
+      lengths=lengths,
+      packed_length=packed_length,
+      microbatches=microbatches,
+      dropout_rate=dropout_rate,
+  )
   module = backbone.module.clone(dropout_rate=dropout_rate)
   feature_lengths = dict(feature_lengths or {'inputs': 512, 'targets': 8})
   placement = as_placement(placement)
