@@ -34,8 +34,6 @@ from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
 from prompt_tuning_jax.typing import Batch, PyTree
 
-# As `train` has them where none are given.
-_LENGTHS = {'inputs': 512, 'targets': 8}
 # Share of a device's memory that a run may plan with: the rest is the runtime's, and what
 # the estimate of the activations may be wrong by.
 _USABLE = 0.9
@@ -295,7 +293,7 @@ def plan(
       num_partitions,
       tuple(map(tuple, backbone.rules)),
   )
-  lengths = dict(feature_lengths or _LENGTHS)
+  lengths = _lengths(feature_lengths)
   if trainable is None:
     trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
@@ -363,7 +361,7 @@ def _at_most(
   As if all of the model trained by Adam, in float32, and a step kept all that it computes.
   """
   del others
-  config, lengths = backbone.module.config, feature_lengths or _LENGTHS
+  config, lengths = backbone.module.config, _lengths(feature_lengths)
   of_token = 30 * (config.d_model + config.num_heads * config.d_kv) + 10 * config.d_ff
   tokens = lengths['inputs'] + lengths['targets']
   trained = 0
@@ -373,6 +371,11 @@ def _at_most(
   layers = config.num_encoder_layers + config.num_decoder_layers
   activations = layers * (of_token + 10 * config.num_heads * tokens) + 10 * config.vocab_size
   return 4.0 * (6 * (backbone.num_params + trained) + batch_size * tokens * activations)
+
+
+def _lengths(given: Mapping[str, int] | None) -> dict[str, int]:
+  """The lengths of a run, those of `train` where they are not given."""
+  return {'inputs': 512, 'targets': 8, **(given or {})}
 
 
 def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
