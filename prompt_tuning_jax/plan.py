@@ -36,8 +36,6 @@ from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
 from prompt_tuning_jax.typing import Batch, PyTree
 
-# As `train` has them where none are given.
-_LENGTHS = {'inputs': 512, 'targets': 8}
 # Share of a device's memory that a run may plan with: the rest is the runtime's, and what
 # the estimate of the activations may be wrong by.
 _USABLE = 0.9
@@ -314,7 +312,7 @@ def plan(
       tuple(map(tuple, backbone.rules)),
       'int8' if module.int8 else None,
   )
-  limits = dict(feature_lengths or _LENGTHS)
+  limits = _lengths(feature_lengths)
   if trainable is None:
     trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
@@ -417,7 +415,7 @@ def _at_most(
   As if all of the model trained by Adam, in float32, and a step kept all that it computes.
   """
   del others
-  config, lengths = backbone.module.config, feature_lengths or _LENGTHS
+  config, lengths = backbone.module.config, _lengths(feature_lengths)
   of_token = 30 * (config.d_model + config.num_heads * config.d_kv) + 10 * config.d_ff
   tokens = lengths['inputs'] + lengths['targets'] + (packed_length or 0)
   trained = 0
@@ -427,6 +425,11 @@ def _at_most(
   layers = config.num_encoder_layers + config.num_decoder_layers
   activations = layers * (of_token + 10 * config.num_heads * tokens) + 10 * config.vocab_size
   return 4.0 * (6 * (backbone.num_params + trained) + batch_size * tokens * activations)
+
+
+def _lengths(given: Mapping[str, int] | None) -> dict[str, int]:
+  """The lengths of a run, those of `train` where they are not given."""
+  return {'inputs': 512, 'targets': 8, **(given or {})}
 
 
 def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
