@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning_jax import processes
@@ -51,24 +52,32 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     model: devices that share one copy of the model; the rest of their number is `data`.
     devices: all there are, of every process, by default.
 
+  Of several slices of TPUs each holds whole copies of the model, for the links between them
+  are slow.
+
   Raises:
-    ValueError: if `model` does not divide the number of devices.
+    ValueError: if `model` does not divide the number of devices, of a slice if there are
+      several.
   """
   devices = jax.devices() if devices is None else list(devices)
-  count = len(devices)
+  slices = 1
+  if devices[0].platform == 'tpu':
+    # The compiler's own description of a single slice has no numbers of slices.
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  count = len(devices) // slices
   if model < 1 or count % model:
     valid = [n for n in range(1, count + 1) if count % n == 0]
     raise ValueError(
         f'NUM_PARTITIONS={model} (make_mesh.model), the devices that share a copy of the '
-        f'model, does not divide the {count} devices there are. It may be '
-        f'{", ".join(map(str, valid))}.'
+        f'model, does not divide the {count} devices there are'
+        + (f' in each of the {slices} slices' if slices > 1 else '')
+        + f'. It may be {", ".join(map(str, valid))}.'
     )
-  return jax.make_mesh(
-      (count // model, model),
-      MESH_AXES,
-      axis_types=(AxisType.Auto,) * len(MESH_AXES),
-      devices=devices,
-  )
+  shape, types = (count // model, model), (AxisType.Auto,) * len(MESH_AXES)
+  if slices == 1:
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+  of_slices = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices)
+  return Mesh(of_slices, MESH_AXES, axis_types=types)
 
 
 def sharding(

@@ -433,11 +433,13 @@ def _lengths(given: Mapping[str, int] | None) -> dict[str, int]:
 
 
 def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
-  if target.count % partitions:
-    valid = [n for n in range(1, target.count + 1) if target.count % n == 0]
+  count = target.of_slice
+  if count % partitions:
+    valid = [n for n in range(1, count + 1) if count % n == 0]
     raise ValueError(
-        f'NUM_PARTITIONS={partitions} does not divide the {target.count} devices of '
-        f'{target.name}. It may be {", ".join(map(str, valid))}.'
+        f'NUM_PARTITIONS={partitions} does not divide the {count} devices of '
+        + ('each slice of ' if target.slices > 1 else '')
+        + f'{target.name}. It may be {", ".join(map(str, valid))}.'
     )
   data = target.count // partitions
   if rows % data:
@@ -456,7 +458,7 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
     yield start
   remats = list(t5_stacks.REMAT_POLICIES)  # From the fastest to the one that keeps least.
   partitions = setting.num_partitions
-  while partitions <= target.count:
+  while partitions <= target.of_slice:
     of_size = replace(start, num_partitions=partitions)
     wider = [partitioning.DEFAULT_RULES, partitioning.FULLY_SHARDED_RULES]
     for rules in dict.fromkeys([setting.rules, *wider[: 1 + (partitions < target.count)]]):
@@ -469,7 +471,7 @@ def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
         yield replace(split, remat='full', microbatches=parts)
         parts *= 2
     partitions *= 2
-    while partitions <= target.count and target.count % partitions:
+    while partitions <= target.of_slice and target.of_slice % partitions:
       partitions += 1
 
 

@@ -109,7 +109,7 @@ def _tpus(target: Target) -> list[jax.Device]:
         f'--compile: for {target.name} it takes the TPU compiler, libtpu, which is not installed. '
         "It needs no TPU: pip install 'prompt-tuning-jax[tpu]' (or 'jax[tpu]')."
     )
-  options: dict[str, Any] = {}
+  options: dict[str, Any] = {'num_slices': target.slices} if target.slices > 1 else {}
   if of_host:
     options['chips_per_host_bounds'] = of_host
   if target.kind == 'v4':
@@ -122,12 +122,9 @@ def _tpus(target: Target) -> list[jax.Device]:
 def _slice_of(target: Target) -> tuple[str, list[int] | None]:
   """A slice by the compiler's name ('v5e:2x4'), and the chips of a host that are not 2 × 2."""
   dimensions, most = _SLICES[target.kind]
-  chips = target.count // 2 if target.kind in ('v2', 'v3') else target.count
-  if target.slices > 1:
-    raise ValueError(
-        f'--compile: {target.name} are {target.slices} slices, and a mesh lies on one. Name one '
-        'slice: v5e-8.'
-    )
+  chips = target.count // target.slices
+  if target.kind in ('v2', 'v3'):
+    chips //= 2
   if chips == 1:
     sizes = [1] * dimensions
   elif chips == 4 and dimensions == 3:

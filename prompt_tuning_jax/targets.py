@@ -56,6 +56,11 @@ class Target:
   kind: str
   slices: int = 1
 
+  @property
+  def of_slice(self) -> int:
+    """Devices of a slice; only those can share a copy of the model."""
+    return self.count // self.slices
+
 
 def parse(name: str) -> Target:
   """'8xH100-80GB', 'v5e-8', or 'here' for the devices of this machine.

@@ -163,6 +163,13 @@ def test_the_command_plans_for_a_model_that_is_not_here(capsys):
   assert "PLAN_TARGET 'X100': there is no device" in capsys.readouterr().err
 
 
+def test_devices_that_share_a_model_are_of_one_slice():
+  settings = dict(backbone=backbone(BASE), target='2xv5e-4', method=SoftPrompt(5))
+  assert plan.plan(num_partitions=4, **settings).target.count == 8
+  with pytest.raises(ValueError, match='4 devices of each slice of 2xv5e-4. It may be 1, 2, 4'):
+    plan.plan(num_partitions=8, **settings)
+
+
 def test_packed_rows_of_the_longest_cost_about_as_much_as_padded_ones_and_fit_the_devices():
   def of(count=1, **settings):
     return plan.plan(

@@ -78,7 +78,6 @@ def test_a_state_lies_where_a_run_places_it(tx, labels):
         ('8xH100', 'only a machine with a H100-80GB can compile for it.*PLAN_TARGET=here'),
         ('v5e-12', 'no slice of 12 chips v5e; there are 1, 4, 8 and so on'),
         ('v5e-512', 'up to 256'),
-        ('2xv5e-4', '2 slices'),
     ],
 )
 def test_what_cannot_be_compiled_for_is_said(target, message):
@@ -96,12 +95,23 @@ def test_without_the_compiler_it_says_how_to_install_it(monkeypatch, capsys):
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    ('target', 'count'), [('v2-8', 8), ('v4-8', 4), ('v5p-16', 8), ('v5e-1', 1), ('v6e-32', 32)]
+    ('target', 'count'),
+    [('v2-8', 8), ('v4-8', 4), ('v5p-16', 8), ('v5e-1', 1), ('v6e-32', 32), ('2xv5e-8', 16)],
 )
 def test_slices_have_the_devices_of_the_target(target, count):
   mesh = plan_compiled.mesh_of(targets.parse(target), 1)
   assert mesh.size == targets.parse(target).count == count
-  assert mesh.devices.flat[0].device_kind.startswith(f'TPU {target[:2]}')
+  assert mesh.devices.flat[0].device_kind.startswith(f'TPU {target.rpartition("x")[2][:2]}')
+
+
+@needs_libtpu
+def test_a_copy_of_the_model_lies_within_a_slice():
+  mesh = plan_compiled.mesh_of(targets.parse('2xv5e-8'), 4)
+  slices = [{device.slice_index for device in row} for row in mesh.devices]
+  assert slices == [{0}, {0}, {1}, {1}]
+  with pytest.raises(ValueError, match='8 devices there are in each of the 2 slices'):
+    plan_compiled.mesh_of(targets.parse('2xv5e-8'), 16)
+
 
 
 @needs_libtpu
