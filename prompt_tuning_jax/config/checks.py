@@ -259,6 +259,8 @@ def _check_pretrain(
     backbone: Backbone | None = None,
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    dtype: str = 'auto',
+    remat: str = 'none',
     microbatches: int = 1,
     checkpoint_period: int = 500,
     log_period: int = 50,
@@ -269,6 +271,8 @@ def _check_pretrain(
   # A backbone that is not on the machine of a dry run has no vocabulary there.
   if backbone is None or backbone.vocabulary is not None:
     module, _ = pretrain.starting_point(config, backbone, vocabulary)
+    if backbone is None:
+      module = module.clone(dtype=load.computation_dtype(dtype, mesh), remat=remat)
     shapes = jax.eval_shape(module.init_params, jax.random.key(0))
     trainable_lib.split({'backbone': shapes}, trainable_lib.as_labelling(trainable, None))
     if backbone is None:

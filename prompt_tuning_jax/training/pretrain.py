@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
-from prompt_tuning_jax.checkpoints import native
+from prompt_tuning_jax.checkpoints import load, native
 from prompt_tuning_jax.data.pretraining import Component, PretrainingBatches
 from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
@@ -45,6 +45,8 @@ def pretrain(
     backbone: Backbone | None = None,
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    dtype: str = 'auto',
+    remat: str = 'none',
     loss: LossConfig = LossConfig(normalizing_factor='NUM_REAL_TARGET_TOKENS'),
     dropout_rate: float = 0.0,
     unroll: bool = False,
@@ -70,6 +72,8 @@ def pretrain(
     mesh: the devices that fresh weights are split over; those of a trained model where
       there is one.
     rules: which axes of fresh weights are split over which axis of the mesh.
+    dtype: that fresh weights, which are float32, are computed with in: see `load_backbone`.
+    remat: of fresh weights: see `load_backbone`.
     loss: z-loss, smoothing, normalisation.
     dropout_rate: 0 in T5 1.1's pretraining.
     unroll: compile each layer for itself, faster on a CPU (see `T5.unroll`).
@@ -94,6 +98,8 @@ def pretrain(
   module, vocabulary = starting_point(config, backbone, vocabulary)
   mesh = mesh if backbone is None else backbone.mesh
   check_components(components, microbatches, mesh)
+  if backbone is None:
+    module = module.clone(dtype=load.computation_dtype(dtype, mesh), remat=remat)
   module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
   labelling = trainable_lib.as_labelling(trainable, None)
   periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)

@@ -151,6 +151,22 @@ def test_adaptation_goes_on_from_a_backbone_and_leaves_it_alone(
 
 
 @pytest.mark.slow
+def test_in_bfloat16_the_weights_that_train_stay_float32(components, vocabulary, tmp_path):
+  losses = {}
+  for dtype in ('float32', 'bfloat16'):
+    folder = tmp_path / dtype
+    settings = dict(dtype=dtype, remat='full', log_period=5, checkpoint_period=0)
+    _pretrain(components, vocabulary, folder, 5, **settings)
+    assert json.loads((folder / 'run.json').read_text())['dtype'] == dtype
+    types = {leaf.dtype.name for leaf in jax.tree.leaves(_state(folder))}
+    assert types == {'float32', 'int32'}
+    records = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+    losses[dtype] = [record['train/loss'] for record in records if 'train/loss' in record]
+  assert losses['bfloat16'] == pytest.approx(losses['float32'], rel=1e-2)
+  assert losses['bfloat16'] != losses['float32']
+
+
+@pytest.mark.slow
 def test_a_run_begins_with_what_it_is(components, vocabulary, tmp_path, capsys):
   settings = dict(train_steps=3, checkpoint_period=0, progress=True)
   path = _pretrain(components, vocabulary, tmp_path / 'first', **settings)
@@ -196,6 +212,7 @@ def test_another_mixture_or_schedule_does_not_resume_the_run(
         ({'microbatches': 3}, "MICROBATCHES=3 does not divide the batch_size=4 of component 'te"),
         ({'trainable': {'prompt': adamw(1e-3)}}, r"\['prompt'\], which leads to no parameter"),
         ({'checkpoint_period': -1}, 'checkpoint_period is -1'),
+        ({'dtype': 'float16'}, 'dtype is float16, in which T5 overflows'),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
