@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from load_backbone import config_of
+from peers import TASKS
 
 from prompt_tuning_jax import costs
 from prompt_tuning_jax.backbones.t5 import T5
@@ -47,16 +48,6 @@ from prompt_tuning_jax.training.step import TrainState, make_train_step
 from prompt_tuning_jax.typing import Batch
 
 INPUTS = 512
-TASKS = {
-    'boolq': 'taskless_super_glue_boolq_v102',
-    'cb': 'taskless_super_glue_cb_v102',
-    'copa': 'taskless_super_glue_copa_v102',
-    'multirc': 'taskless_super_glue_multirc_v102',
-    'record': 'taskless_super_glue_record_v102',
-    'rte': 'taskless_super_glue_rte_v102',
-    'wic': 'taskless_super_glue_wic_v102',
-    'wsc': 'taskless_super_glue_wsc_v102_simple_train',
-}
 
 
 def batches_of(task: TokenizedTask, prompt_length: int, batch_size: int, **how: Any):

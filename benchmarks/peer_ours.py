@@ -91,8 +91,6 @@ class Ours:
     else:
       work = self._evaluate(kind, tokenized, rows, method, prompt, batch_size, common)
     rows, self._run, values = work
-    for number in range(ROUNDS):  # Compiles every width that will come.
-      self._run(number)
     seconds = time.perf_counter() - start
     flops = self._flops(kind, method, tokenized, rows) if self.description()['peak_flops'] else []
     return {'rows': rows, 'values': values, 'seconds': seconds, 'flops': flops}
@@ -115,12 +113,17 @@ class Ours:
     )
     values = [float(loss) / int(np.sum(first.decoder_loss_weights))]
 
-    def run(number: int) -> None:
+    def run(number: int, seen: set | None = None) -> None:
       nonlocal state
       for index in steps[number]:
-        state, metrics = step(state, frozen, batches[index])
-      jax.block_until_ready((state, metrics))
+        batch = batches[index]
+        if seen is None or is_new(batch.encoder_input_tokens, seen):
+          state, metrics = step(state, frozen, batch)
+      jax.block_until_ready(state)
 
+    seen: set = set()
+    for number in range(self._settings['rounds']):  # Compiles every shape that will come.
+      run(number, seen)
     return rows, run, values
 
   def _evaluate(self, kind, tokenized, rows, method, prompt, batch_size, common):
@@ -140,11 +143,13 @@ class Ours:
     injection = method.apply({'params': {'prompt': jnp.asarray(prompt)}}, self._module.spec)
     model = (self._module, self._params)
 
-    def results(number: int) -> np.ndarray:
+    def results(number: int, seen: set | None = None) -> np.ndarray:
       """[examples, choices] scores or [examples, tokens], in the order of the examples."""
-      found: list[Any] = [None] * each
+      found: list[Any] = [np.zeros(1)] * each
       for batch, indices in batches[number]:
         inputs_BS = batch.encoder_input_tokens
+        if seen is not None and not is_new(inputs_BS, seen):
+          continue
         if kind == 'rank':
           answers = ranking.score_choices(*model, inputs_BS, self._choices_CT, injection)
         else:
@@ -152,8 +157,11 @@ class Ours:
           answers = decoded.tokens_BKT[:, -1]
         for index, answer in zip(indices, np.asarray(answers)):
           found[index] = answer
-      return np.stack(found)
+      return np.stack(found) if seen is None else None
 
+    seen: set = set()
+    for number in range(self._settings['rounds']):  # Compiles every shape that will come.
+      results(number, seen)
     values = results(0).ravel().astype(float).tolist()
     in_batches = [
         [list(part[start : start + batch_size]) for start in range(0, each, batch_size)]
@@ -206,6 +214,13 @@ def _target_name(device_kind: str) -> str:
   """'H100-80GB' of 'NVIDIA H100 80GB HBM3'."""
   kind = device_kind.removeprefix('NVIDIA ').replace(' ', '-')
   return '-'.join(kind.split('-')[:2])
+
+
+def is_new(array: np.ndarray, seen: set) -> bool:
+  """Whether no array of this shape was seen, which it is from now on."""
+  new = array.shape not in seen
+  seen.add(array.shape)
+  return new
 
 
 def answer(ask: Callable[..., dict[str, Any]], **details: Any) -> None:

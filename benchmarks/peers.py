@@ -21,7 +21,8 @@ both compute is compared first: the loss, the scores, the tokens.
 Printed are examples a second on both sides and their ratio, the median of the turns, and the
 geometric mean of the ratios over the tasks. Compilation, and PEFT's first step, are not
 counted and are given apart. Results are added to --output as they come; what stands there
-already is not measured again.
+already, of the same sizes and settings, is not measured again. A row ends in ! where both sides
+do not find the same.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ TASKS = {
     'wsc': 'taskless_super_glue_wsc_v102_simple_train',
 }
 KINDS = ('train', 'rank', 'decode')
+CASE = ('task', 'kind', 'prompt_length', 'batch_size')
+# How much of a loss, a score, or the share of the tokens may differ.
+TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.1}
 # CB has 250 examples to train on, and no batch is to be filled up.
 EXAMPLES, CHOICES = 256, ('True', 'False')
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -104,7 +108,7 @@ def measure(ours: Side, peft: Side, case: Mapping[str, Any], rounds: int) -> dic
   rows = prepared['rows']
   other = peft.ask('prepare', **case, rows=rows)
   result = dict(case)
-  result['difference'] = differ(prepared['values'], other['values'])
+  result['difference'] = difference(case['kind'], prepared['values'], other['values'])
   result['first_seconds'] = [prepared['seconds'], other['seconds']]
   seconds: dict[str, list[float]] = {'ours': [], 'peft': []}
   for number in range(rounds):
@@ -126,8 +130,10 @@ def measure(ours: Side, peft: Side, case: Mapping[str, Any], rounds: int) -> dic
   return result
 
 
-def differ(ours: Sequence[float], other: Sequence[float]) -> float:
-  """The largest difference of what both sides found."""
+def difference(kind: str, ours: Sequence[float], other: Sequence[float]) -> float:
+  """The largest of what both sides found; of tokens the share that is not the same."""
+  if kind == 'decode':
+    return statistics.fmean(a != b for a, b in zip(ours, other, strict=True))
   return max(abs(a - b) for a, b in zip(ours, other, strict=True))
 
 
@@ -151,6 +157,7 @@ def print_tables(results: Sequence[Mapping[str, Any]]) -> None:
       print(
           f'  {result["task"]:<10}{own:9.2f}{other:9.2f}{result["ratio"]:8.2f}'
           f'{result["difference"]:13.1e}'
+          + ' !' * (result['difference'] > TOLERANCE[result['settings']['dtype']])
       )
     mean = geometric_mean([result['ratio'] for result in of_tasks])
     print(f'  geometric mean of {len(of_tasks)} tasks{mean:9.2f}')
@@ -175,14 +182,20 @@ def main() -> None:
   parser.add_argument('--batch_sizes', nargs='+', type=int, default=[32, 8])
   parser.add_argument('--rounds', type=int, default=4, help='turns, 4 for all examples')
   args = parser.parse_args()
+  settings = {
+      key: getattr(args, key)
+      for key in ('size', 'dtype', 'lengths', 'remat', 'compile_peft', 'rounds')
+  }
   done = {}
   if os.path.exists(args.output):
     with open(args.output) as file:
-      results = map(json.loads, file)
-      done = {tuple(r[key] for key in ('task', 'kind', 'prompt_length', 'batch_size')): r
-              for r in results}
+      done = {
+          tuple(result[key] for key in CASE): result
+          for result in map(json.loads, file)
+          if result['settings'] == settings
+      }
   wanted = [
-      dict(task=task, kind=kind, prompt_length=length, batch_size=rows)
+      dict(zip(CASE, (task, kind, length, rows)))
       for kind in args.kinds
       for length in args.prompt_lengths
       for rows in args.batch_sizes
@@ -193,21 +206,18 @@ def main() -> None:
       tokens = args.tokens or os.path.join(folder, 'tokens.json')
       if not os.path.exists(tokens):
         write_tokens(tokens, args.vocabulary)
-      settings = dict(
+      told = settings | dict(
           tokens=tokens,
           vocabulary=args.vocabulary,
-          size=args.size,
-          dtype=args.dtype,
-          lengths=args.lengths,
-          remat=args.remat,
-          compile=args.compile_peft,
           weights=os.path.join(folder, 'weights'),
       )
-      ours = Side(sys.executable, 'peer_ours.py', settings)
-      peft = Side(args.peft_python, 'peer_peft.py', settings)
+      ours = Side(sys.executable, 'peer_ours.py', told)
+      peft = Side(args.peft_python, 'peer_peft.py', told)
       print(f'ours: {ours.description["text"]}\nPEFT: {peft.description["text"]}', flush=True)
       for number, case in enumerate(missing, 1):
         result = measure(ours, peft, case, args.rounds)
+        result['settings'] = settings
+        result['sides'] = [side.description['text'] for side in (ours, peft)]
         done[tuple(case.values())] = result
         with open(args.output, 'a') as file:
           file.write(json.dumps(result) + '\n')

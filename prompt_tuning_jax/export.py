@@ -160,6 +160,8 @@ def write_outcome(
         metrics=saved.metrics,
         step=saved.step,
         created_by=created_by,
+        # As the run held them, whatever holds them now.
+        backbone_weights='int8' if description.get('weights') == 'int8' else '',
     )
 
   return processes.from_main(save_prompt), backbone_path

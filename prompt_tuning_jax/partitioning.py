@@ -10,7 +10,9 @@ computing every example on every device. Prompts are small and are copied everyw
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -78,6 +80,37 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
   of_slices = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices)
   return Mesh(of_slices, MESH_AXES, axis_types=types)
+
+
+def check_rules(rules: Rules) -> None:
+  """Raises ValueError for rules that could not hold; warns of axes that no array has.
+
+  Batches are always split over `data`: every process brings its part of them.
+  """
+  known, found = dict(DEFAULT_RULES), dict(rules)
+  for axis, mesh_axis in found.items():
+    if mesh_axis is not None and mesh_axis not in MESH_AXES:
+      raise ValueError(
+          f'LOGICAL_AXIS_RULES splits {axis!r} over {mesh_axis!r}; it may be '
+          f'{" or ".join(map(repr, MESH_AXES))}, the axes of the mesh, or None.'
+      )
+  if missing := [axis for axis in known if axis not in found]:
+    raise ValueError(
+        f'LOGICAL_AXIS_RULES has no rule for {", ".join(missing)}. Every axis needs one: '
+        f'{(missing[0], known[missing[0]])} is T5X\'s, and None splits over nothing.'
+    )
+  if found['batch'] != 'data':
+    raise ValueError(
+        f"LOGICAL_AXIS_RULES splits 'batch' over {found['batch']!r}; batches are always split "
+        "over 'data': leave ('batch', 'data') as it is."
+    )
+  if unknown := [axis for axis in found if axis not in known]:
+    near = difflib.get_close_matches(unknown[0], known, n=1)
+    warnings.warn(
+        f'LOGICAL_AXIS_RULES names {", ".join(unknown)}, which no array of this model has'
+        + (f'. Did you mean {near[0]!r}?' if near else '.'),
+        stacklevel=2,
+    )
 
 
 def sharding(
@@ -191,13 +224,14 @@ def count_of_parts(mesh: Mesh | None) -> int:
   return 1 if mesh is None else mesh.shape['data']
 
 
-def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
+def check_rows(mesh: Mesh | None, rows: int, what: str, also: str = '') -> None:
   """Raises ValueError unless the devices of `data` divide the rows of a batch.
 
   Args:
     mesh: the devices.
     rows: rows of a batch, over all of them.
     what: how the message names the rows, `{}` for their number.
+    also: what else the message advises.
   """
   count = count_of_parts(mesh)
   if rows % count:
@@ -208,7 +242,7 @@ def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
         f'{what.format(rows)} does not divide among the {count} parts into which the mesh '
         f'{dict(mesh.shape)} splits a batch. Use {" or ".join(map(str, rows_that_fit))} rows, or '
         'let more devices share a copy of the model: NUM_PARTITIONS='
-        f'{" or ".join(map(str, that_share))}.'
+        f'{" or ".join(map(str, that_share))}{also}.'
     )
 
 
@@ -227,7 +261,14 @@ def check_batch(mesh: Mesh | None, rows: int, microbatches: int, what: str) -> N
   check_rows(mesh, rows, what)
   if microbatches > 1:
     of_part = f'a part of {{}} rows ({what.format(rows)} in MICROBATCHES={microbatches})'
-    check_rows(mesh, rows // microbatches, of_part)
+    parts = count_of_parts(mesh)
+    fitting = [n for n in range(1, rows // parts + 1) if rows // parts % n == 0]
+    check_rows(
+        mesh,
+        rows // microbatches,
+        of_part,
+        f', or MICROBATCHES={" or ".join(map(str, fitting))}',
+    )
 
 
 def data_share(mesh: Mesh | None) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """`prompt-tuning plan`: what a run will cost, from shapes alone: no weights are made or read.
 
 A device's part of the run is the same run with its share of the rows, heads and hidden
-units, whose costs are counted in its jaxpr (`costs.py`). So far as heads are not divisible
-they are whole on every device. With --compile XLA's own figures stand beside the estimate
+units, whose costs are counted in its jaxpr (`costs.py`). Heads that do not divide are counted
+whole on every device. With --compile XLA's own figures stand beside the estimate
 (`plan_compiled.py`).
 """
 
@@ -25,7 +25,7 @@ from jax.sharding import AbstractMesh
 from prompt_tuning_jax import costs, partitioning, plan_compiled, targets
 from prompt_tuning_jax.backbones import int8, t5_stacks
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.backbones.t5 import T5
+from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.data import buckets, packing
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
@@ -117,7 +117,8 @@ class Setting:
     microbatches: parts of a batch, one after the other.
     num_partitions: devices that share a copy of the model.
     rules: which axes of the weights are split over which axis of the mesh.
-    param_dtype: 'int8' where kernels and embeddings are held so; None where they are as `dtype`.
+    param_dtype: type the weights are held in; None where it is `dtype`. 'int8' is of kernels and
+      embeddings.
   """
 
   dtype: str
@@ -128,9 +129,19 @@ class Setting:
   param_dtype: str | None = None
 
   @property
+  def held_as(self) -> str:
+    """Type of the weights, of those that int8 leaves alone where it is int8."""
+    return self.dtype if self.param_dtype in (None, 'int8') else self.param_dtype
+
+  @property
   def gathers_weights(self) -> bool:
     """Whether weights are split over the devices that split the batch, too."""
     return any(to == 'data' for axis, to in self.rules if axis != 'batch')
+
+  def shares_heads(self, config: T5Config) -> bool:
+    """Whether devices that share a copy of the model compute each of its heads together."""
+    splits = dict(self.rules).get('joined_kv') == 'model'
+    return splits and config.num_heads % self.num_partitions != 0
 
   def part(self, axis: str, size: int) -> int:
     """A device's share of an axis of the weights, while it computes with them."""
@@ -165,7 +176,7 @@ class Plan:
     setting: how the run lies on them.
     trained: numbers that train.
     frozen: numbers that do not.
-    weights: bytes of the frozen weights on each device.
+    weights: bytes of the weights on each device, those included that were copied to be trained.
     state: bytes of what trains there, with its optimiser's state.
     activations: bytes of what a step computes there, the gradient included; an estimate.
     flops: of a step, on all devices together.
@@ -173,6 +184,8 @@ class Plan:
     description: the run, in a line.
     advice: the flags that would make it fit, where it does not; '' where nothing would.
     compiled: what XLA says of the same step, where it was asked.
+    shares_heads: whether devices compute each head of attention together, for their number
+      does not divide the heads; what they send for that is not counted.
   """
 
   target: Target
@@ -187,6 +200,7 @@ class Plan:
   description: str = ''
   advice: str = ''
   compiled: CompiledStep | None = None
+  shares_heads: bool = False
 
   @property
   def total(self) -> int:
@@ -200,14 +214,15 @@ class Plan:
 
   def __repr__(self) -> str:
     setting, target = self.setting, self.target
-    data = target.count // setting.num_partitions
+    partitions = setting.num_partitions
+    data = target.count // partitions
     share = 100 * self.trained / max(self.trained + self.frozen, 1)
     seconds = ''
     if target.flops:
       least = self.flops / target.count / target.flops
       seconds = f'; {least:.3g} s at the full speed of the devices in bfloat16'
     held_as = setting.dtype
-    if setting.param_dtype:
+    if setting.param_dtype not in (None, setting.dtype):
       held_as = f'{setting.param_dtype}, computed in {setting.dtype}'
     verdict = 'fits'
     if not self.fits:
@@ -216,6 +231,8 @@ class Plan:
           'or larger devices'
       )
     sent = ', '.join(f'{what} {_shown(size)}' for what, size in self.transfers.items() if size)
+    if self.shares_heads:
+      sent = f'at least {sent or "something"}: the heads do not divide among {partitions}'
     return '\n'.join([
         *([self.description] if self.description else []),
         f'target       {target.name}: {target.count} × {_shown(target.memory)}, mesh data {data} '
@@ -303,20 +320,20 @@ def plan(
   """
   found = targets.parse(target) if isinstance(target, str) else target
   module = backbone.module.clone(dropout_rate=dropout_rate)
-  on_accelerators = dtype == 'auto' and found.flops is not None
+  on_accelerators = dtype == 'auto' and found.kind != 'here'
   setting = Setting(
       'bfloat16' if on_accelerators else jnp.dtype(module.dtype).name,
       module.remat,
       microbatches,
       num_partitions,
       tuple(map(tuple, backbone.rules)),
-      'int8' if module.int8 else None,
+      'int8' if module.int8 else backbone.param_dtype,
   )
   limits = _lengths(feature_lengths)
   if trainable is None:
     trainable = default_optimizer(method)
   labelling = trainable_lib.as_labelling(trainable, method)
-  _check_divides(found, num_partitions, batch_size, microbatches)
+  check_divides(found, num_partitions, batch_size, microbatches)
   # What cannot be compiled is said before anything is counted.
   mesh = plan_compiled.mesh_of(found, num_partitions) if compiled else None
   rows, what_rows = batch_size, ''
@@ -328,6 +345,8 @@ def plan(
   if not result.fits:
     easier = _easier(setting, found, rows)
     if not any(prefix.split('/')[0] == 'backbone' for prefix in labelling):
+      if setting.param_dtype == 'float32' and found.kind != 'here':
+        easier = _easier(dataclasses.replace(setting, param_dtype='bfloat16'), found, rows)
       in_int8 = dataclasses.replace(setting, param_dtype='int8')
       easier = itertools.chain(easier, [in_int8], _easier(in_int8, found, rows))
     fitting = (s for s in easier if run.fits(found, s))
@@ -432,7 +451,15 @@ def _lengths(given: Mapping[str, int] | None) -> dict[str, int]:
   return {'inputs': 512, 'targets': 8, **(given or {})}
 
 
-def _check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
+def mesh_of(target: Target, num_partitions: int) -> AbstractMesh:
+  """The mesh of a run on a target, as far as its sizes go."""
+  return AbstractMesh(
+      (target.count // num_partitions, num_partitions), partitioning.MESH_AXES
+  )
+
+
+def check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
+  """Raises ValueError unless a batch divides among a target's devices and its parts."""
   count = target.of_slice
   if count % partitions:
     valid = [n for n in range(1, count + 1) if count % n == 0]
@@ -453,7 +480,7 @@ def _check_divides(target: Target, partitions: int, rows: int, microbatches: int
 def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
   """Settings that need less memory, those that cost the least speed first."""
   replace = dataclasses.replace
-  start = setting if target.flops is None else replace(setting, dtype='bfloat16')
+  start = setting if target.kind == 'here' else replace(setting, dtype='bfloat16')
   if start != setting:
     yield start
   remats = list(t5_stacks.REMAT_POLICIES)  # From the fastest to the one that keeps least.
@@ -481,7 +508,7 @@ class _Held(NamedTuple):
   Attributes:
     trained: numbers that train.
     frozen: numbers that do not.
-    weights: bytes of the frozen weights.
+    weights: bytes of the weights.
     state: bytes of what trains, with its optimiser's state.
     local_frozen: shapes of the frozen weights that a device computes with.
     tx: the optimiser.
@@ -543,6 +570,7 @@ class _Run:
         activations=counted.peak_bytes + gathered,
         flops=counted.flops * target.count,
         transfers=self._transfers(setting, data, rows, held),
+        shares_heads=setting.shares_heads(self._module.config),
     )
 
   def fits(self, target: Target, setting: Setting) -> bool:
@@ -559,13 +587,14 @@ class _Run:
     if key in self._held:
       return self._held[key]
     whole = self._module_of(setting)
-    trained, frozen = trainable_lib.split(self._shapes(whole, whole.dtype), self._labelling)
-    data = target.count // setting.num_partitions
-    mesh = AbstractMesh((data, setting.num_partitions), partitioning.MESH_AXES)
+    trained, frozen = trainable_lib.split(
+        self._shapes(whole, setting.held_as), self._labelling
+    )
+    mesh = mesh_of(target, setting.num_partitions)
     part = _Parts(mesh, setting.rules, {'backbone': whole.logical_axes()})
     local = whole.clone(config=_config_of_device(whole.config, setting))
     local_trained, local_frozen = trainable_lib.split(
-        self._shapes(local, whole.dtype), self._labelling
+        self._shapes(local, setting.held_as), self._labelling
     )
     tx = trainable_lib.make_optimizer(self._labelling, local_trained)
     in_float32 = jax.tree.map(
@@ -575,7 +604,8 @@ class _Run:
     self._held[key] = _Held(
         trained=trainable_lib.count(trained),
         frozen=trainable_lib.count(frozen),
-        weights=part.bytes(frozen),
+        # The run trains a copy, and the backbone keeps its own.
+        weights=part.bytes(frozen) + part.bytes({'backbone': trained.get('backbone')}),
         # Of a trained model the state is split as its weights are.
         state=int(_bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)),
         local_frozen=local_frozen,
@@ -593,6 +623,7 @@ class _Run:
         self._batch(self._batch_size),
         mesh=mesh,
         rules=setting.rules,
+        held_as=setting.held_as,
         microbatches=setting.microbatches,
     )
 
@@ -683,7 +714,7 @@ class _Parts:
     return total
 
 
-def _config_of_device(config: Any, setting: Setting) -> Any:
+def _config_of_device(config: T5Config, setting: Setting) -> T5Config:
   """The sizes that a device computes with: its share of the heads, units and vocabulary."""
   return dataclasses.replace(
       config,

@@ -149,21 +149,23 @@ def compile_step(
     *,
     mesh: Mesh | None,
     rules: partitioning.Rules,
+    held_as: str,
     microbatches: int = 1,
 ) -> CompiledStep:
   """Compiles a run's train step from shapes.
 
   Args:
-    module: the backbone's module, as the run has it; frozen weights are in its dtype or int8.
+    module: the backbone's module, as the run has it.
     method: the prompt method; None trains without one.
     labelling: what trains, with which optimiser.
     batch: shapes of the whole batch.
     mesh: the devices; None is this machine's one.
     rules: which axes of the weights are split over which axis of the mesh.
+    held_as: type of the frozen weights, but for those in int8.
     microbatches: parts of each batch.
   """
   weights = int8.held_as(
-      jax.eval_shape(module.init_params, jax.random.key(0)), module.dtype
+      jax.eval_shape(module.init_params, jax.random.key(0)), jnp.dtype(held_as)
   )
   if mesh is not None:
     where = partitioning.shardings(mesh, module.logical_axes(), weights, rules)

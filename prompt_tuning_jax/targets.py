@@ -11,14 +11,15 @@ import jax
 
 _GIB = 2**30
 
-# Name → GiB of memory, and dense bfloat16 TFLOP/s, by the makers' data sheets.
+# Name → GiB of memory, and dense bfloat16 TFLOP/s, by the makers' data sheets; None where
+# there are no units for bfloat16.
 _GPUS = {
-    'T4-16GB': (16, 65),  # float16: it has no bfloat16 units.
+    'T4-16GB': (16, None),
     'L4-24GB': (24, 121),
     'A10-24GB': (24, 125),
     'RTX4090-24GB': (24, 165),
-    'V100-16GB': (16, 125),  # float16 likewise.
-    'V100-32GB': (32, 125),
+    'V100-16GB': (16, None),
+    'V100-32GB': (32, None),
     'A100-40GB': (40, 312),
     'A100-80GB': (80, 312),
     'H100-80GB': (80, 989),
@@ -74,14 +75,32 @@ def parse(name: str) -> Target:
   wanted = device.lower()
   for known, (memory, tflops) in _GPUS.items():
     if wanted in (known.lower(), known.lower().partition('-')[0]) and _is_the_only(wanted):
-      return Target(name, int(count), memory * _GIB, tflops * 1e12, known)
+      _check_count(name, int(count))
+      flops = None if tflops is None else tflops * 1e12
+      return Target(name, int(count), memory * _GIB, flops, known)
   tpu = re.fullmatch(r'(v\d\w?)-(\d+)', wanted)
   if tpu and tpu[1] in _TPUS:
     memory, tflops = _TPUS[tpu[1]]
     # The number after v4 and v5p counts cores, of which a device has two.
-    number = int(tpu[2]) // (2 if tpu[1] in ('v4', 'v5p') else 1)
-    slices, number = int(count), max(number, 1)
+    slices, (number, rest) = int(count), divmod(
+        int(tpu[2]), 2 if tpu[1] in ('v4', 'v5p') else 1
+    )
+    _check_count(name, slices * number)
+    if rest:
+      raise ValueError(
+          f'PLAN_TARGET {name!r}: the number after {tpu[1]} counts cores, two to a device, and is '
+          f'even: {tpu[1]}-8 are four devices.'
+      )
     return Target(name, slices * number, memory * _GIB, tflops * 1e12, tpu[1], slices)
+  if sizes := [known for known in _GPUS if known.lower().startswith(f'{wanted}-')]:
+    raise ValueError(
+        f'PLAN_TARGET {name!r}: there is more than one {device}; name its memory: '
+        f'{" or ".join(sizes)}.'
+    )
+  if wanted == 'here':
+    raise ValueError(
+        f"PLAN_TARGET {name!r}: 'here' is all devices of this machine; leave the number out."
+    )
   known = [*_GPUS, *(f'{kind}-8' for kind in _TPUS), 'here']
   near = difflib.get_close_matches(device, known, n=1, cutoff=0.4)
   hint = f' Did you mean {near[0]!r}?' if near else ''
@@ -94,6 +113,11 @@ def parse(name: str) -> Target:
 def _is_the_only(wanted: str) -> bool:
   """Whether a name without its memory is that of one device."""
   return '-' in wanted or sum(known.lower().startswith(f'{wanted}-') for known in _GPUS) == 1
+
+
+def _check_count(name: str, count: int) -> None:
+  if count < 1:
+    raise ValueError(f'PLAN_TARGET {name!r}: there has to be at least one device, as in 1xH100.')
 
 
 def memory_here() -> int | None:

@@ -41,8 +41,10 @@ def test_targets_by_name(name, count, gib):
 def test_an_unknown_target_is_answered_with_the_nearest():
   with pytest.raises(ValueError, match="no device 'H10-80GB'. Did you mean 'H100-80GB'"):
     targets.parse('8xH10-80GB')
-  with pytest.raises(ValueError, match="no device 'A100'"):  # There are two of that name.
-    targets.parse('A100')
+  with pytest.raises(ValueError, match='more than one A100; .* A100-40GB or A100-80GB'):
+    targets.parse('2xA100')
+  with pytest.raises(ValueError, match='v4 counts cores'):
+    targets.parse('v4-5')
   here = targets.parse('here')
   assert here.count == len(jax.devices()) and here.memory > _GIB
 
@@ -168,6 +170,29 @@ def test_devices_that_share_a_model_are_of_one_slice():
   assert plan.plan(num_partitions=4, **settings).target.count == 8
   with pytest.raises(ValueError, match='4 devices of each slice of 2xv5e-4. It may be 1, 2, 4'):
     plan.plan(num_partitions=8, **settings)
+
+
+def test_weights_count_in_the_type_they_are_held_in():
+  def weights(param_dtype, **run):
+    model = backbone(BASE)
+    model.param_dtype = param_dtype
+    return plan.plan(backbone=model, target='H100', **run).weights
+
+  prompt = dict(method=SoftPrompt(5))
+  assert weights('float32', **prompt) == 2 * weights(None, **prompt)
+  # A model that trains is copied, and the run keeps what it began with.
+  assert weights('float32', trainable=adamw(1e-3)) == weights('float32', **prompt)
+
+
+def test_heads_that_do_not_divide_are_said(capsys):
+  command = ['plan', '--gin_file=super_glue_cb_t5_1_1_lm100k_base', '--gin.PLAN_TARGET=8xH100']
+  assert cli.main([*command, '--gin.NUM_PARTITIONS=8']) == 0
+  printed = capsys.readouterr()
+  assert "do not divide the model's heads (12)" in printed.err
+  assert 'at least sums of the model axis' in printed.out
+  assert cli.main([*command, '--gin.NUM_PARTITIONS=4']) == 0
+  printed = capsys.readouterr()
+  assert 'heads' not in printed.err and 'at least' not in printed.out
 
 
 def test_packed_rows_of_the_longest_cost_about_as_much_as_padded_ones_and_fit_the_devices():

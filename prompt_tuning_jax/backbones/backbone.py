@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
@@ -25,6 +26,7 @@ class Backbone:
     source: where the weights come from.
     mesh: the devices that the weights are split over; None is one device.
     rules: which axes of the weights are split over which axis of the mesh.
+    param_dtype: type the weights are held in; None where it is the computation's.
   """
 
   def __init__(
@@ -38,6 +40,7 @@ class Backbone:
       fingerprint: Callable[[PyTree], str] | str = '',
       mesh: Mesh | None = None,
       rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+      param_dtype: str | None = None,
   ):
     self.name = name
     self.module = module
@@ -45,6 +48,7 @@ class Backbone:
     self.source = source
     self.mesh = mesh
     self.rules = rules
+    self.param_dtype = param_dtype
     self._load_params = load_params
     self._fingerprint = fingerprint
 
@@ -62,6 +66,11 @@ class Backbone:
     if callable(self._fingerprint):
       return self._fingerprint(self.params)
     return self._fingerprint
+
+  @property
+  def held_as(self) -> str:
+    """Type the weights are held in, which decides their numbers."""
+    return self.param_dtype or jnp.dtype(self.module.dtype).name
 
   @property
   def spec(self) -> BackboneSpec:

@@ -332,11 +332,12 @@ class Attention(nn.Module):
           implementation='cudnn' if cudnn else 'xla',
       )
     except NotImplementedError as error:
-      raise NotImplementedError(
+      raise ValueError(
           f"ATTENTION='cudnn' cannot attend from {query_BTNH.shape[1]} positions to "
           f'{key_BSNH.shape[1]} with heads of width {self.d_kv}: {error} In training it takes '
-          'even lengths, the prompt included (PROMPT_LENGTH, TASK_FEATURE_LENGTHS), and heads '
-          "whose width is a multiple of 8. Change these, or set ATTENTION='xla'."
+          'even lengths, the prompt included (PROMPT_LENGTH, TASK_FEATURE_LENGTHS, '
+          'PACKED_LENGTH), and heads whose width is a multiple of 8. Change these, or set '
+          "ATTENTION='xla'."
       ) from error
 
 

@@ -11,6 +11,8 @@ prefix, which all segments share.
 
 from __future__ import annotations
 
+import difflib
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -66,7 +68,11 @@ REMAT_POLICIES = {
 def _scanned(layer_class: type[nn.Module], length: int, remat: str, unroll: bool):
   """The stack of `length` equal layers as one module with parameters [L, …]."""
   if remat not in REMAT_POLICIES:
-    raise ValueError(f'remat is {remat!r}; it may be one of {sorted(REMAT_POLICIES)}.')
+    near = difflib.get_close_matches(str(remat), REMAT_POLICIES, n=1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise ValueError(
+        f'REMAT is {remat!r} (T5.remat); it may be {", ".join(map(repr, REMAT_POLICIES))}.{hint}'
+    )
   if remat != 'none':
     layer_class = nn.remat(
         layer_class,

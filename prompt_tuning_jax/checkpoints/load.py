@@ -123,6 +123,7 @@ def load_backbone(
       fingerprint=checkpoint.fingerprint or content_hash,
       mesh=mesh,
       rules=rules,
+      param_dtype=None if param_dtype is None else jnp.dtype(param_dtype).name,
   )
 
 

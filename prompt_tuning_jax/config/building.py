@@ -106,7 +106,7 @@ def load_backbone(
           'sizes are not known. Name its file of gin/models/ (--gin_file=models/…), or fetch it '
           'first.'
       )
-    return _absent(os.fspath(where), module, vocabulary, mesh, rules)
+    return _absent(os.fspath(where), module, vocabulary, mesh, rules, param_dtype)
   try:
     backbone = load.load_backbone(
         where,
@@ -122,7 +122,7 @@ def load_backbone(
   except (FileNotFoundError, ValueError):
     if not _dry_run or config is None or os.path.exists(where):
       raise
-    return _absent(os.fspath(where), module, vocabulary, mesh, rules)
+    return _absent(os.fspath(where), module, vocabulary, mesh, rules, param_dtype)
   if config is not None and backbone.spec != T5(config).spec:
     raise ValueError(
         f'{where} holds a model of other sizes ({backbone.spec}) than MODEL_CONFIG says '
@@ -138,6 +138,7 @@ def _absent(
     vocabulary: Vocabulary | str | None,
     mesh: Mesh | None,
     rules: partitioning.Rules,
+    param_dtype: str | None,
 ) -> Backbone:
   def load_params():
     raise FileNotFoundError(f'{where} is not on this machine.')
@@ -146,7 +147,16 @@ def _absent(
     vocabulary = open_vocabulary(vocabulary)
   name = '/'.join(where.rstrip('/').split('/')[-2:])
   source = f'{where} (not on this machine)'
-  return Backbone(name, module, vocabulary, load_params, source=source, mesh=mesh, rules=rules)
+  return Backbone(
+      name,
+      module,
+      vocabulary,
+      load_params,
+      source=source,
+      mesh=mesh,
+      rules=rules,
+      param_dtype=param_dtype,
+  )
 
 
 def vocabulary_of(backbone: Backbone) -> Vocabulary:

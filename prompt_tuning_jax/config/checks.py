@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from prompt_tuning_jax import partitioning, targets
+from prompt_tuning_jax import partitioning, plan, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.config import errors
@@ -145,7 +145,12 @@ def _check_train(
         'DECODING does not know how long answers may be: set TASK_FEATURE_LENGTHS, or '
         '--gin.Decoding.max_length=N.'
     )
-  return _notes_on_decoding(decoding, eval_method)
+  notes = _notes_on_decoding(decoding, eval_method)
+  if packed_length is not None and lengths != 'pack':
+    notes.append(
+        f'PACKED_LENGTH={packed_length} is of packed rows, and LENGTHS={lengths!r} makes none.'
+    )
+  return notes
 
 
 def _check_evaluate(
@@ -298,9 +303,22 @@ def _check_tasks(
     as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
 
 
-def _check_plan(*, target: str, **others: Any) -> None:
+def _check_plan(
+    *,
+    target: str,
+    backbone: Backbone,
+    num_partitions: int = 1,
+    batch_size: int = 32,
+    microbatches: int = 1,
+    lengths: str = 'pad',
+    **others: Any,
+) -> list[str]:
   del others
-  targets.parse(target)
+  found = targets.parse(target)
+  _check_choice('LENGTHS', lengths, buckets.LENGTHS)
+  plan.check_divides(found, num_partitions, batch_size, microbatches)
+  mesh = plan.mesh_of(found, num_partitions)
+  return _notes_on_mesh(mesh, backbone.rules, backbone.module)
 
 
 _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
@@ -322,7 +340,14 @@ def _check_mesh(mesh: Mesh | None, rules: partitioning.Rules, module: Any) -> li
   if mesh is None:
     return []
   partitioning.data_share(mesh)
+  return _notes_on_mesh(mesh, rules, module)
+
+
+def _notes_on_mesh(
+    mesh: Mesh | AbstractMesh, rules: partitioning.Rules, module: Any
+) -> list[str]:
   axes = module.logical_axes()
+  partitioning.check_rules(rules)
   shapes = jax.eval_shape(module.init_params, jax.random.key(0))
   partitioning.shardings(mesh, axes, shapes, rules)
   notes = []

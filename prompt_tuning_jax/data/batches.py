@@ -131,6 +131,7 @@ class TrainBatches:
           width=packing_lib.packed_width(
               packed_length, longest, feature_lengths, num_virtual_tokens
           ),
+          longest=longest,
           longest_target=max(int(source.target_widths.max()) for source in self._sources),
           batch_size=batch_size,
           multiple=math.lcm(row_multiple, process_count),

@@ -80,6 +80,7 @@ class Packing:
       batches: Iterable[tuple[np.ndarray, np.ndarray]],
       *,
       width: int,
+      longest: int,
       longest_target: int,
       batch_size: int,
       multiple: int,
@@ -89,13 +90,16 @@ class Packing:
     Args:
       batches: tokens of each example of the first batches, for encoder and decoder; no more
         of them are read than are needed.
-      width: the encoder's width of a row.
+      width: the encoder's width of a row; less where no batch fills one.
+      longest: tokens of the longest example for the encoder.
       longest_target: tokens of the longest example for the decoder.
       batch_size: examples of a batch.
       multiple: what divides every number of rows.
     """
     steps = max(1, min(_SAMPLED_STEPS, _SAMPLED_EXAMPLES // batch_size))
     sampled = list(itertools.islice(batches, steps))
+    fullest = max(int(widths.sum()) for widths, _ in sampled)
+    width = min(width, buckets.round_up(max(fullest, longest)))
 
     def rows_of(decoder_width: int) -> list[list[list[int]]]:
       return [first_fit(*needs, (width, decoder_width)) for needs in sampled]

@@ -182,7 +182,8 @@ def train(
         'vocabulary': backbone.vocabulary.fingerprint,
         'architecture': dataclasses.asdict(backbone.module.config),
         'dtype': jnp.dtype(backbone.module.dtype).name,
-        'int8': backbone.module.int8,
+        'weights': backbone.held_as,
+        'attention': getattr(backbone.module, 'attention', ''),
         'method': describe(method),
         'trainable': describe(trainable_lib.as_labelling(trainable, method)),
         'task': task if isinstance(task, str) else task.name,
@@ -194,6 +195,9 @@ def train(
         'dropout_rate': dropout_rate,
         'random_seed': random_seed,
     }
+    if dropout_rate or (method is not None and method.has_dropout):
+      # Each part of a batch has masks of its own.
+      description['microbatches'] = microbatches
     if lengths == 'pack':
       description['packed_length'] = packed_length
     if isinstance(task, FileTask):

@@ -128,5 +128,5 @@ def test_what_cudnn_does_not_take_is_named(tiny, tiny_batch, monkeypatch):
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', refuse)
   module = tiny[0].clone(attention='cudnn', dtype=jnp.bfloat16)
-  with pytest.raises(NotImplementedError, match='from 7 positions to 7.*Q 7.*PROMPT_LENGTH'):
+  with pytest.raises(ValueError, match='from 7 positions to 7.*Q 7.*PROMPT_LENGTH'):
     module.apply({'params': tiny[1]}, tiny_batch)

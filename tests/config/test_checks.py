@@ -72,10 +72,16 @@ def prompt_file(backbone_dir, tmp_path):
         ('train', '--gin.NUM_PARTITIONS=3', 'NUM_PARTITIONS=3 (make_mesh.model), the devices '
          'that share a copy of the model, does not divide the 4 devices there are. It may be '
          '1, 2, 4'),
-        ('train', "--gin.LOGICAL_AXIS_RULES=[('embed', 'data')]", 'No rule for the logical axis'),
+        ('train', "--gin.LOGICAL_AXIS_RULES=[('embed', 'data')]", 'has no rule for batch, vocab, '),
         ('train', "--gin.LOGICAL_AXIS_RULES=[('vocab', 'expert'), ('embed', None), "
          "('layers', None), ('mlp', None), ('heads', None), ('joined_kv', None), "
-         "('relpos_buckets', None)]", "names the mesh axis 'expert', but the mesh has data, mod"),
+         "('relpos_buckets', None)]", "splits 'vocab' over 'expert'; it may be 'data' or 'mod"),
+        ('train', "--gin.LOGICAL_AXIS_RULES=[('batch', None), ('vocab', None), ('embed', None), "
+         "('layers', None), ('mlp', None), ('heads', None), ('joined_kv', None), "
+         "('relpos_buckets', None)]", "leave ('batch', 'data') as it is"),
+        ('plan', '--gin.LENGTHS=packk', "LENGTHS is 'packk'"),
+        ('plan', '--gin.PLAN_TARGET=0xH100-80GB', 'at least one device'),
+        ('plan', '--gin.NUM_PARTITIONS=3', 'NUM_PARTITIONS=3 does not divide the '),
         ('train', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
         ('train', "--gin.PLACEMENT=(3, 'inputs')", 'places for 3 virtual tokens, but'),
         ('train', '--gin.PLACEMENT={3} {inputs} {3}', 'places for 6 virtual tokens, but'),

@@ -198,17 +198,20 @@ def test_the_decoder_is_narrow_where_that_costs_no_rows():
   """One row with all the short examples would be as wide as their targets together."""
   widths, targets = np.array([9, 9, 9] + [1] * 12), np.array([1] * 15)
   needs = itertools.repeat((widths, targets))
-  packing = Packing.choose(needs, width=13, longest_target=1, batch_size=15, multiple=1)
+  limits = dict(longest=9, longest_target=1, batch_size=15)
+  packing = Packing.choose(needs, width=13, multiple=1, **limits)
   assert len(first_fit(widths, targets, (13, 99))) == 3
   assert packing == Packing(13, 8, (3, 4, 15))
-  wide = Packing.choose(needs, width=39, longest_target=1, batch_size=15, multiple=4)
+  wide = Packing.choose(needs, width=39, multiple=4, **limits)
   assert wide == Packing(39, 16, (4, 8, 16))
+  # No batch of these fills a row that is wider.
+  assert Packing.choose(needs, width=4096, multiple=1, **limits).width == 40
 
 
 def test_a_batch_that_needs_more_rows_than_any_before_has_a_shape_too():
   short = np.full(8, 2), np.ones(8, int)
   packing = Packing.choose(
-      itertools.repeat(short), width=16, longest_target=1, batch_size=8, multiple=1
+      itertools.repeat(short), width=16, longest=16, longest_target=1, batch_size=8, multiple=1
   )
   assert packing.row_counts == (1, 2, 8)
   rows, count = packing.lay(np.full(8, 16), np.ones(8, int))
