@@ -8,7 +8,7 @@ import sys
 import pytest
 
 # Each line: devices, devices for a copy of the model, whether parameters are fully sharded.
-_MESHES = [(1, 1, False), (2, 1, False), (4, 2, False), (8, 8, False), (8, 1, True), (8, 2, True)]
+_MESHES = [(1, 1, False), (2, 1, False), (4, 2, False), (8, 8, False), (8, 2, True)]
 
 _PROGRAM = '''
 import json, sys

@@ -14,7 +14,7 @@ from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import int8_weights, names
 from prompt_tuning_jax.checkpoints.names import Entry
-from prompt_tuning_jax.checkpoints.source import Weights, cast
+from prompt_tuning_jax.checkpoints.source import Weights
 from prompt_tuning_jax.typing import Array, PyTree
 
 
@@ -49,10 +49,9 @@ def load_params(
   stack = _on_one_device if mesh is None else functools.partial(_on_mesh, mesh, rules)
   names.check_shapes(weights, config, 'The flat parameters')
   entries = names.entries(config)
-  if int8:
-    held, entries = int8_weights.quantized(weights, entries, dtype)
-  else:
-    held = cast(weights, dtype)
+  if not int8:
+    return names.stack_entries(weights, entries, jnp.dtype(dtype), stack=stack)
+  held, entries = int8_weights.quantized(weights, entries, dtype)
   return names.stack_entries(held, entries, stack=stack)
 
 

@@ -165,7 +165,7 @@ def test_a_prompt_tuned_on_int8_weights_steers_the_float_model_too(
   score = dict(feature_lengths=FEATURE_LENGTHS, progress=False)
   assert evaluate(animal_backbone, result.prompt, task, **score).metrics['accuracy'] >= 95
   # Resumed on other weights, it would be neither the one run nor the other.
-  with pytest.raises(ValueError, match='another configuration:\n  int8: True'):
+  with pytest.raises(ValueError, match='another configuration:\n  weights: .int8. there'):
     _tune_prompt(run, animal_backbone, tmp_path)
 
 
