@@ -275,9 +275,9 @@ def _check_pretrain(
   notes = []
   # A backbone that is not on the machine of a dry run has no vocabulary there.
   if backbone is None or backbone.vocabulary is not None:
-    module, _ = pretrain.starting_point(config, backbone, vocabulary)
-    if backbone is None:
-      module = module.clone(dtype=load.computation_dtype(dtype, mesh), remat=remat)
+    module, _ = pretrain.starting_point(
+        config, backbone, vocabulary, mesh=mesh, dtype=dtype, remat=remat
+    )
     shapes = jax.eval_shape(module.init_params, jax.random.key(0))
     trainable_lib.split({'backbone': shapes}, trainable_lib.as_labelling(trainable, None))
     if backbone is None:

@@ -79,7 +79,8 @@ class TrainBatches:
       buckets: encoder widths for 'bucket', prompt included. Default: the four or
         fewer that pad batches of these examples least.
       packed_length: the encoder's width for 'pack', prompts included. Default: what the
-        longest example that feature_lengths allow needs.
+        longest example that feature_lengths allow needs. Rows that no batch fills are
+        narrower.
       row_multiple: what divides the number of rows with 'pack'.
       process_index: which host this is: it gets the process_index-th of
         `process_count` equal, contiguous slices of the rows.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning_jax.data import buckets
-from prompt_tuning_jax.data.padding import check_ids, example_tokens
+from prompt_tuning_jax.data.padding import check_ids, decoder_prompt, example_tokens
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.typing import Batch
 
@@ -197,8 +197,7 @@ def packed_batch(
   batch_size = len(rows) if batch_size is None else batch_size
   if len(rows) > batch_size:
     raise ValueError(f'{len(rows)} rows of examples do not fit a batch of {batch_size} rows.')
-  first = vocab_size + num_virtual_tokens
-  prompt_Q = np.arange(first, first + num_decoder_virtual_tokens, dtype=np.int32)
+  prompt_Q = decoder_prompt(vocab_size, num_virtual_tokens, num_decoder_virtual_tokens)
   encoder_BS, encoder_segments_BS = np.zeros((2, batch_size, encoder_width), np.int32)
   inputs_BT, targets_BT, segments_BT = np.zeros((3, batch_size, decoder_width), np.int32)
   for row, examples in enumerate(rows):

@@ -70,8 +70,7 @@ def make_batch(
     encoder_BS[row, : len(ids)] = ids
     targets_BT[row, : len(targets)] = targets
   check_ids(encoder_BS, targets_BT, vocab_size, num_virtual_tokens)
-  first = vocab_size + num_virtual_tokens
-  prompt_Q = np.arange(first, first + num_decoder_virtual_tokens, dtype=np.int32)
+  prompt_Q = decoder_prompt(vocab_size, num_virtual_tokens, num_decoder_virtual_tokens)
   prompt_BQ = np.tile(prompt_Q, (batch_size, 1))
   shifted_BT = np.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1]
   targets_BT = np.concatenate([np.zeros_like(prompt_BQ), targets_BT], axis=1)
@@ -81,6 +80,14 @@ def make_batch(
       decoder_target_tokens=targets_BT,
       decoder_loss_weights=(targets_BT > 0).astype(np.int32),
   )
+
+
+def decoder_prompt(
+    vocab_size: int, num_virtual_tokens: int, num_decoder_virtual_tokens: int
+) -> np.ndarray:
+  """Ids [Q] before the decoder's start token; they follow those in the encoder's input."""
+  first = vocab_size + num_virtual_tokens
+  return np.arange(first, first + num_decoder_virtual_tokens, dtype=np.int32)
 
 
 def example_tokens(

@@ -95,11 +95,11 @@ def pretrain(
     FloatingPointError: if the loss is not finite; the last good state stays saved.
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
-  module, vocabulary = starting_point(config, backbone, vocabulary)
   mesh = mesh if backbone is None else backbone.mesh
+  module, vocabulary = starting_point(
+      config, backbone, vocabulary, mesh=mesh, dtype=dtype, remat=remat
+  )
   check_components(components, microbatches, mesh)
-  if backbone is None:
-    module = module.clone(dtype=load.computation_dtype(dtype, mesh), remat=remat)
   module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
   labelling = trainable_lib.as_labelling(trainable, None)
   periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
@@ -172,7 +172,13 @@ def pretrain(
 
 
 def starting_point(
-    config: T5Config | None, backbone: Backbone | None, vocabulary: Vocabulary | str | None
+    config: T5Config | None,
+    backbone: Backbone | None,
+    vocabulary: Vocabulary | str | None,
+    *,
+    mesh: Mesh | None,
+    dtype: str,
+    remat: str,
 ) -> tuple[T5, Vocabulary]:
   """The module and the vocabulary of a run, by the arguments of `pretrain`.
 
@@ -188,7 +194,7 @@ def starting_point(
   if backbone is not None:
     module, vocabulary = backbone.module, backbone.vocabulary
   else:
-    module = T5(config)
+    module = T5(config, dtype=load.computation_dtype(dtype, mesh), remat=remat)
     if isinstance(vocabulary, str | os.PathLike):
       vocabulary = open_vocabulary(vocabulary)
   if vocabulary is None:
