@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from jax.tree import leaves
 
 from prompt_tuning_jax import cli, processes
 from prompt_tuning_jax.checkpoints.load import load_backbone
@@ -64,14 +65,6 @@ def _command(name, *flags):
       '-m', 'prompt_tuning_jax', name, *flags, '--coordinator_address=localhost:{port}',
       '--process_count=2', '--process_index={index}',
   )  # fmt: skip
-
-
-def _flat(tree):
-  if isinstance(tree, dict):
-    tree = list(tree.values())
-  if isinstance(tree, list):
-    return [x for item in tree for x in _flat(item)]
-  return [tree]
 
 
 @pytest.fixture(scope='module')
@@ -158,7 +151,7 @@ def test_two_processes_find_what_one_finds(backbone_dir, cache_dir, tmp_path):
   for model, fully in _MESHES:
     together = found[0][f'{model}-{fully}']
     for kind in ('soft', 'deep', 'model', 'scores'):
-      assert _flat(together[kind]) == pytest.approx(_flat(alone[kind]), rel=2e-4, abs=2e-5), kind
+      assert leaves(together[kind]) == pytest.approx(leaves(alone[kind]), rel=2e-4, abs=2e-5), kind
     assert together['metrics'] == alone['metrics']
     assert together['texts'] == alone['texts']
     assert (tmp_path / '0' / f'{model}-{fully}' / 'soft' / 'prompt.safetensors').is_file()
@@ -169,8 +162,8 @@ def test_two_processes_find_what_one_finds(backbone_dir, cache_dir, tmp_path):
       backbone, str(tmp_path / '0' / 'two_then_one'), cache_dir, 4
   )
   for went_on in (two_then_one, found[0]['went_on'][1]):
-    assert _flat(went_on) == pytest.approx(_flat(never_stopped), rel=2e-4, abs=2e-5)
-  assert not np.allclose(_flat(never_stopped), _flat(found[0]['went_on'][0]), atol=1e-4)
+    assert leaves(went_on) == pytest.approx(leaves(never_stopped), rel=2e-4, abs=2e-5)
+  assert not np.allclose(leaves(never_stopped), leaves(found[0]['went_on'][0]), atol=1e-4)
 
 
 @pytest.mark.slow
