@@ -304,7 +304,7 @@ def plan(
     feature_lengths: longest inputs and targets in tokens.
     lengths: of them, 'pack' puts several into a row; shorter ones than the longest need
       fewer rows than are counted. The others are the same for the longest.
-    packed_length: tokens of a packed row; None is what the longest example needs.
+    packed_length: tokens of a packed row; None counts the longest that a run may choose.
     microbatches: parts of each batch.
     dropout_rate: of the model while it trains.
     dtype: 'auto' plans for what the target's devices compute in, whatever this machine's do;
@@ -379,7 +379,7 @@ def _packed(
   longest = limits['inputs'] + prompt
   # The examples there are may be shorter than allowed, and rows too.
   longest = min(longest, packed_length or longest)
-  width = packing.packed_width(packed_length, longest, limits, prompt)
+  width = packing.packed_widths(packed_length, longest, limits, prompt)[-1]
   in_row = width // longest
   multiple = target.count // setting.num_partitions * setting.microbatches
   rows = buckets.round_up(-(-batch_size // in_row), multiple)

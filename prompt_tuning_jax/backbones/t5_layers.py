@@ -312,11 +312,15 @@ class Attention(nn.Module):
     return self.out(mixed_BTNH.reshape(*x_BTD.shape[:-1], -1))
 
   def _mixed(self, query_BTNH, key_BSNH, value_BSNH, bias_BNTS, dropout_rng) -> Array:
-    logits_BNTS = jnp.einsum('BTNH,BSNH->BNTS', query_BTNH, key_BSNH)
+    # With the heads in front both products are plain ones of matrices for each head, which
+    # CPUs compute up to twice as fast as those of the heads between the other axes.
+    heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
+    query_BNTH, key_BNSH, value_BNSH = map(heads_first, (query_BTNH, key_BSNH, value_BSNH))
+    logits_BNTS = jnp.einsum('BNTH,BNSH->BNTS', query_BNTH, key_BNSH)
     logits_BNTS = logits_BNTS.astype(jnp.float32) + bias_BNTS.astype(jnp.float32)
     weights_BNTS = _softmax(logits_BNTS).astype(self.dtype)
     weights_BNTS = dropout(weights_BNTS, self.dropout_rate, dropout_rng)
-    return jnp.einsum('BNTS,BSNH->BTNH', weights_BNTS, value_BSNH)
+    return heads_first(jnp.einsum('BNTS,BNSH->BNTH', weights_BNTS, value_BNSH))
 
   def _fused(self, query_BTNH, key_BSNH, value_BSNH, bias_BNTS) -> Array:
     # cuDNN's kernel is for many queries: a decoded token is one.

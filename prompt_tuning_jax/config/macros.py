@@ -257,8 +257,8 @@ MACROS: Mapping[str, Macro] = {
         _TEXT,
     ),
     'PACKED_LENGTH': Macro(
-        "tokens of a row, prompts included, where LENGTHS is 'pack'; None is what the longest "
-        'example needs',
+        "tokens of a row, prompts included, where LENGTHS is 'pack'; None is what the task's "
+        'examples are cheapest in',
         '1024',
         _COUNT,
         True,

@@ -78,9 +78,9 @@ class TrainBatches:
       lengths: 'pad', 'bucket' or 'pack'.
       buckets: encoder widths for 'bucket', prompt included. Default: the four or
         fewer that pad batches of these examples least.
-      packed_length: the encoder's width for 'pack', prompts included. Default: what the
-        longest example that feature_lengths allow needs. Rows that no batch fills are
-        narrower.
+      packed_length: the encoder's width for 'pack', prompts included. Default: the cheapest
+        for these examples, up to twice the longest that feature_lengths allow. Rows that no
+        batch fills are narrower.
       row_multiple: what divides the number of rows with 'pack'.
       process_index: which host this is: it gets the process_index-th of
         `process_count` equal, contiguous slices of the rows.
@@ -129,7 +129,7 @@ class TrainBatches:
     if lengths == 'pack':
       self.packing = packing_lib.Packing.choose(
           map(self._needs, map(self.rows, itertools.count())),
-          width=packing_lib.packed_width(
+          widths=packing_lib.packed_widths(
               packed_length, longest, feature_lengths, num_virtual_tokens
           ),
           longest=longest,

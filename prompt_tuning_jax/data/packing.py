@@ -29,19 +29,25 @@ from prompt_tuning_jax.typing import Batch
 # Batches from which the shapes are chosen: enough that hardly a later one needs more rows.
 _SAMPLED_STEPS = 250
 _SAMPLED_EXAMPLES = 2**14
-# Widths of the decoder that are tried on them.
+# Widths of the decoder that are tried on them, and of the encoder on the first few.
 _DECODER_WIDTHS = 5
+_WIDTHS = 8
+_FIRST_STEPS = 25
+# Tokens of a row at which attention costs as much as all else of a layer. By its FLOPs that is
+# 3,000 for T5 1.1 small and 24,000 for XXL; its products are less efficient than the others.
+_COSTLY_WIDTH = 2500
 # Besides one for a batch that needs a little more than those, and one for any batch.
 _MOST_CHOSEN = 6
 
 
-def packed_width(
+def packed_widths(
     packed_length: int | None, longest: int, feature_lengths: Mapping[str, int], num_virtual: int
-) -> int:
-  """The encoder's width of packed rows.
+) -> list[int]:
+  """The encoder's widths that packed rows may have, ascending.
 
   Args:
-    packed_length: the user's choice; None takes what the longest allowed example needs.
+    packed_length: the user's choice; None takes widths from what the longest example needs to
+      twice what the longest allowed one would.
     longest: tokens of the longest example there is, virtual ones included.
     feature_lengths: lengths of the features.
     num_virtual: P.
@@ -50,14 +56,15 @@ def packed_width(
     ValueError: if the longest example does not fit.
   """
   if packed_length is None:
-    return buckets.round_up(feature_lengths['inputs'] + num_virtual)
+    least, most = longest, 2 * buckets.round_up(feature_lengths['inputs'] + num_virtual)
+    return sorted({int(buckets.round_up(math.ceil(n))) for n in np.geomspace(least, most, _WIDTHS)})
   if packed_length < longest:
     raise ValueError(
         f'PACKED_LENGTH={packed_length} (packed_length), but the longest example has {longest} '
         f'tokens, its {num_virtual} virtual tokens included. Set it to {longest} or more, leave '
         "it None, or lower 'inputs' in TASK_FEATURE_LENGTHS."
     )
-  return packed_length
+  return [packed_length]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +86,19 @@ class Packing:
       cls,
       batches: Iterable[tuple[np.ndarray, np.ndarray]],
       *,
-      width: int,
+      widths: Sequence[int],
       longest: int,
       longest_target: int,
       batch_size: int,
       multiple: int,
   ) -> Packing:
-    """Chooses the decoder's width and the numbers of rows from what batches need.
+    """Chooses the widths and the numbers of rows from what batches need.
 
     Args:
       batches: tokens of each example of the first batches, for encoder and decoder; no more
         of them are read than are needed.
-      width: the encoder's width of a row; less where no batch fills one.
+      widths: what the encoder's width may be, ascending; it is less where no batch fills a
+        row.
       longest: tokens of the longest example for the encoder.
       longest_target: tokens of the longest example for the decoder.
       batch_size: examples of a batch.
@@ -98,15 +106,20 @@ class Packing:
     """
     steps = max(1, min(_SAMPLED_STEPS, _SAMPLED_EXAMPLES // batch_size))
     sampled = list(itertools.islice(batches, steps))
-    fullest = max(int(widths.sum()) for widths, _ in sampled)
-    width = min(width, buckets.round_up(max(fullest, longest)))
+    fullest = max(int(needed.sum()) for needed, _ in sampled)
+    fullest = int(buckets.round_up(max(fullest, longest)))
+    unbounded = sum(int(targets.sum()) for _, targets in sampled)
+    width = min(
+        sorted({min(width, fullest) for width in widths}),
+        key=lambda n: _rows(sampled[:_FIRST_STEPS], n, unbounded, multiple) * _row_cost(n),
+    )
 
     def rows_of(decoder_width: int) -> list[list[list[int]]]:
       return [first_fit(*needs, (width, decoder_width)) for needs in sampled]
 
     # With all the room they want the shortest examples gather in one row, whose targets are
     # many; with less they spread, and may take more rows.
-    unbound = rows_of(sum(int(targets.sum()) for _, targets in sampled))
+    unbound = rows_of(unbounded)
     in_row = [
         int(targets[row].sum())
         for rows, (_, targets) in zip(unbound, sampled)
@@ -129,6 +142,19 @@ class Packing:
     """The examples of each row of a batch, and how many rows it has, empty ones included."""
     rows = first_fit(widths, target_widths, (self.width, self.decoder_width))
     return rows, buckets.narrowest(self.row_counts, len(rows))
+
+
+def _row_cost(width: int) -> float:
+  """What a row of a width costs the encoder, in tokens of a short row."""
+  return width * (1 + width / _COSTLY_WIDTH)
+
+
+def _rows(
+    needs: Sequence[tuple[np.ndarray, np.ndarray]], width: int, decoder_width: int, multiple: int
+) -> int:
+  """Rows that batches take together."""
+  counts = [len(first_fit(*of_batch, (width, decoder_width))) for of_batch in needs]
+  return int(buckets.round_up(np.array(counts), multiple).sum())
 
 
 def first_fit(

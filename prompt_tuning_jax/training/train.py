@@ -110,8 +110,8 @@ def train(
     lengths: 'pad' to the feature lengths, 'bucket' to a few shorter ones, or 'pack' several
       examples into a row. None changes the result, up to rounding, but that packed examples
       of a row share a mask of dropout. Evaluation buckets where training packs.
-    packed_length: tokens of a packed row, prompts included; None is what the longest example
-      that feature_lengths allow needs. Longer rows are filled better.
+    packed_length: tokens of a packed row, prompts included; None is what these examples are
+      cheapest in, up to twice what the longest that feature_lengths allow needs.
     loss: z-loss, label smoothing, normalisation.
     microbatches: parts of each batch, computed one after the other to save memory.
     dropout_rate: of the frozen model during training; the original code keeps T5's 0.1.

@@ -164,10 +164,35 @@ def test_hosts_hold_the_slices_of_one_packed_batch(task, count):
       np.testing.assert_array_equal(getattr(joined, field), getattr(whole[step], field))
 
 
-def test_a_row_is_by_default_as_wide_as_the_longest_allowed_example(task):
-  batches = train_batches(task, lengths='pack', feature_lengths={'inputs': 30, 'targets': 4})
-  assert batches.widths == (40,)  # 30 and 3 virtual tokens, to the next multiple of 8.
-  assert batches[0].encoder_input_tokens.shape[1] == 40
+def test_a_row_is_by_default_as_wide_as_is_cheapest(vocabulary):
+  """Two that just fit a row are cheaper than one and a half, or three of a longer row."""
+  lengths = {'inputs': 61, 'targets': 4}
+  task = make_task(vocabulary)
+  batches = train_batches(task, lengths='pack', feature_lengths=lengths)
+  narrow, wide = (
+      train_batches(task, lengths='pack', packed_length=n, feature_lengths=lengths)
+      for n in (task.longest('inputs') + 3, 128)
+  )
+
+  def tokens(batches):
+    return sum(batches[step].encoder_input_tokens.size for step in range(30))
+
+  assert narrow.widths < batches.widths <= wide.widths
+  assert tokens(batches) <= 1.02 * min(tokens(narrow), tokens(wide))
+
+
+def test_the_width_of_a_row_is_that_of_the_fewest_tokens_until_attention_costs_more():
+  def width(length, widths, count=32):
+    needs = itertools.repeat((np.full(count, length), np.ones(count, int)))
+    return Packing.choose(
+        needs, widths=widths, longest=length, longest_target=1, batch_size=count, multiple=1
+    ).width
+
+  assert width(30, [32, 48, 64, 92]) == 32  # As full as 64, and cheaper.
+  assert width(30, [40, 48, 64]) == 64
+  assert width(30, [56, 64, 960]) == 64
+  # A thousand tokens are filled a little better, and attend to a thousand.
+  assert width(100, [104, 1000], count=100) == 104
 
 
 def test_rows_that_do_not_hold_the_longest_example_are_refused(task):
@@ -199,19 +224,19 @@ def test_the_decoder_is_narrow_where_that_costs_no_rows():
   widths, targets = np.array([9, 9, 9] + [1] * 12), np.array([1] * 15)
   needs = itertools.repeat((widths, targets))
   limits = dict(longest=9, longest_target=1, batch_size=15)
-  packing = Packing.choose(needs, width=13, multiple=1, **limits)
+  packing = Packing.choose(needs, widths=[13], multiple=1, **limits)
   assert len(first_fit(widths, targets, (13, 99))) == 3
   assert packing == Packing(13, 8, (3, 4, 15))
-  wide = Packing.choose(needs, width=39, multiple=4, **limits)
+  wide = Packing.choose(needs, widths=[39], multiple=4, **limits)
   assert wide == Packing(39, 16, (4, 8, 16))
   # No batch of these fills a row that is wider.
-  assert Packing.choose(needs, width=4096, multiple=1, **limits).width == 40
+  assert Packing.choose(needs, widths=[4096], multiple=1, **limits).width == 40
 
 
 def test_a_batch_that_needs_more_rows_than_any_before_has_a_shape_too():
   short = np.full(8, 2), np.ones(8, int)
   packing = Packing.choose(
-      itertools.repeat(short), width=16, longest=16, longest_target=1, batch_size=8, multiple=1
+      itertools.repeat(short), widths=[16], longest=16, longest_target=1, batch_size=8, multiple=1
   )
   assert packing.row_counts == (1, 2, 8)
   rows, count = packing.lay(np.full(8, 16), np.ones(8, int))
