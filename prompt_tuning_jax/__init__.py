@@ -31,6 +31,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
   from prompt_tuning_jax.prompt_files import load_prompt
   from prompt_tuning_jax.training.step import loss_and_grad
+  from prompt_tuning_jax.training.sweep import sweep
   from prompt_tuning_jax.training.train import train
   from prompt_tuning_jax.typing import Batch, Injection
 
@@ -47,6 +48,7 @@ _MODULES = {
     'initializers': '',
     'FileTask': 'data.file_task',
     'train': 'training.train',
+    'sweep': 'training.sweep',
     'evaluate': 'evaluation.evaluate',
     'evaluate_prompts': 'evaluation.report',
     'generate': 'evaluation.infer',
@@ -70,6 +72,7 @@ __all__ = [
     'initializers',
     'FileTask',
     'train',
+    'sweep',
     'evaluate',
     'evaluate_prompts',
     'generate',

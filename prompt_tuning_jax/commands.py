@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import os
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,9 @@ from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.plan import Plan
 from prompt_tuning_jax.prompt_files import load_prompt
+from prompt_tuning_jax.sweep_report import SweepResult
 from prompt_tuning_jax.training import trainable as trainable_lib
+from prompt_tuning_jax.training.sweep import announced
 
 # Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
 _BATCH_SIZE = 64
@@ -249,6 +252,8 @@ def describe(name: str, kwargs: Mapping[str, Any]) -> None:
       print(f'  {key:16} {value!r}')
     elif isinstance(value, Method):
       print(f'  {key:16} {_describe_method(value, kwargs.get("backbone"))}')
+    elif key == 'grid':
+      print(textwrap.indent(announced(value), '  '))
     elif key == 'components':
       for part in value:
         print(f'  component        {_describe_component(part)}')
@@ -279,7 +284,7 @@ def _describe_component(part: Component) -> str:
 
 def report(result: Any) -> None:
   """Prints what a command returned: lines, or where the result is and its scores."""
-  if isinstance(result, Report | Plan):
+  if isinstance(result, Report | Plan | SweepResult):
     print(result)
     return
   if isinstance(result, list):

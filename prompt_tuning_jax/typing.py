@@ -52,6 +52,8 @@ class Batch:
   # None where every row is one example. T5X's positions within a segment follow from these.
   encoder_segment_ids: Array | None = None  # [B, S] int32
   decoder_segment_ids: Array | None = None  # [B, T] int32
+  # Which of several prompts a row has; None: there is one.
+  prompt_ids: Array | None = None  # [B] int32
 
 
 @flax.struct.dataclass

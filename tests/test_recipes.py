@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures('elsewhere')
 def test_there_are_files_of_every_kind():
   folders = {name.split('/')[0] for name in FILES}
   assert folders == {
-      'recipes', 'models', 'methods', 'initializers', 'mixtures', 'decoding'
+      'recipes', 'models', 'methods', 'initializers', 'mixtures', 'decoding', 'sweeps'
   }  # fmt: skip
 
 

@@ -273,9 +273,12 @@ def _described(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-  """Rows, the first of them names, as a table that Markdown knows; numbers to the right."""
+  return markdown_table(rows, [name in ('score', 'examples', 'prompts') for name in rows[0]])
+
+
+def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+  """Rows, the first of them names, as a table that Markdown knows; numeric columns to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  numeric = [name in ('score', 'examples', 'prompts') for name in rows[0]]
 
   def line(cells: Sequence[str]) -> str:
     padded = (
