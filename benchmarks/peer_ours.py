@@ -13,6 +13,10 @@ from typing import Any
 ANSWERS = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # What libraries print is no answer.
 
+from prompt_tuning_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # As commands do.
+
 import jax
 import jax.numpy as jnp
 import numpy as np

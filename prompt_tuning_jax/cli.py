@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prompt_tuning_jax import config
+from prompt_tuning_jax import config, host_memory
 from prompt_tuning_jax.config import errors, registry
 from prompt_tuning_jax.config.files import is_overlay
 from prompt_tuning_jax.config.macros import MACROS
@@ -209,6 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status: 0, 1 after an interruption without a state to resume from, 2 after
     an error that was explained.
   """
+  if argv is None:
+    # Only where the process is this command's.
+    host_memory.keep_freed_memory()
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
     return _explained(argv)
