@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -149,12 +150,15 @@ def test_what_cannot_share_a_program_runs_in_turn(settings, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_out_of_bounds_is_part_of_the_results(settings, tmp_path):
-  grid = {'trainable': {'0.3': adafactor(0.3), '1e38': adafactor(1e38)}}
+  rate = lambda step: jnp.where(step < 6, 0.1, jnp.nan)
+  grid = {'trainable': {'0.3': adafactor(0.3), 'too large': adafactor(rate)}}
   settings.pop('trainable')
   result = sweep(grid, model_dir=str(tmp_path), method=SoftPrompt(2), **settings)
   good, bad = result.records
-  assert good['stopped_at'] is None and bad['stopped_at'] >= 1
-  assert 'Went out of bounds' in repr(result) and 'trainable=1e38' in repr(result)
+  assert good['stopped_at'] is None and bad['stopped_at'] == 7
+  # What it had at the evaluation before counts.
+  assert bad['step'] == 4 and 'accuracy' in bad['metrics']
+  assert 'Went out of bounds' in repr(result) and f'{bad["run"]} at step 7' in repr(result)
   json.loads((tmp_path / 'results.jsonl').read_text().splitlines()[0])
 
 
