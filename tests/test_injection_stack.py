@@ -36,8 +36,10 @@ def test_soft_prompts_are_filled_up_to_the_longest():
 
 
 def test_the_decoder_s_own_rows_stay_last_in_every_prompt():
-  prompts = [Injection(rows(3), num_decoder_virtual_tokens=2),
-             Injection(rows(5, seed=1), num_decoder_virtual_tokens=2)]
+  prompts = [
+      Injection(rows(3), num_decoder_virtual_tokens=2),
+      Injection(rows(5, seed=1), num_decoder_virtual_tokens=2),
+  ]
   stacked = stack_injections(prompts)
   assert (stacked.num_virtual_tokens, stacked.prompt_stride) == (3, 5)
   table = np.asarray(stacked.virtual_embeddings).reshape(2, 5, 16)
@@ -49,8 +51,12 @@ def test_the_decoder_s_own_rows_stay_last_in_every_prompt():
 
 
 def test_prefixes_and_rows_before_every_layer_have_an_axis_of_prompts():
-  prompts = [Injection(encoder_kv=pair(layers=2, seed=n), cross_kv=pair(seed=9 + n), positions='none')
-             for n in range(3)]
+  prompts = [
+      Injection(
+          encoder_kv=pair(layers=2, seed=n), cross_kv=pair(seed=9 + n), positions='none'
+      )
+      for n in range(3)
+  ]
   stacked = stack_injections(prompts)
   stacked.check(SPEC)
   assert stacked.positions == 'none'
@@ -129,14 +135,17 @@ def test_prompts_of_another_kind_are_refused(prompts, message):
             Injection(rows(4), num_prompts=2, num_decoder_virtual_tokens=3),
             'has 2 rows of each prompt',
         ),
-        (Injection(rows(4, width=8), num_prompts=2), r'needs \[2 prompts × prompt length, d_model=16'),
+        (
+            Injection(rows(4, width=8), num_prompts=2),
+            r'needs \[2 prompts × prompt length, d_model=16',
+        ),
         (
             Injection(rows(4), layer_embeddings=np.zeros((2, 2, 16)), num_prompts=2),
             r'\[encoder layers=2, 2 prompts × prompt length=2',
         ),
         (Injection(decoder_kv=pair(), num_prompts=2), r'\[layers=3, prompts=2, prefix length'),
         (
-            Injection(decoder_kv=tuple(np.zeros((3, 3, 2, 3, 4)) for _ in range(2)), num_prompts=2),
+            Injection(decoder_kv=(np.zeros((3, 3, 2, 3, 4)),) * 2, num_prompts=2),
             r'has shape \(3, 3, 2, 3, 4\)',
         ),
     ],

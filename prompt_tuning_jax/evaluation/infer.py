@@ -216,7 +216,7 @@ def ensemble(
   check_ensemble(how)
   _check_texts(texts)
   if not isinstance(prompts, (list, tuple)) or not prompts:
-    raise ValueError(f'prompts is {prompts!r}; give a list of the prompts of the ensemble.')
+    raise ValueError(f'prompts is {prompts}; give a list of the prompts of the ensemble.')
   if how == 'mean' and choices is None:
     raise ValueError(
         "An ensemble by 'mean' compares mean log-probabilities of choices, but there are none "

@@ -164,7 +164,7 @@ def test_a_dry_run_reads_prompts_and_holds_them_against_the_model(
 
 
 def test_a_dry_run_finds_prompts_that_cannot_answer_together(dry_run, prompt_file, tmp_path):
-  keys = np.zeros((2, 2, 3, 4), np.float32)
+  keys = np.zeros((1, 2, 2, 8), np.float32)
   deep = Injection(encoder_kv=(keys + 1, keys + 1))
   artifact.save_prompt(tmp_path / 'deep.safetensors', deep)
   flag = f"--gin.PROMPT_FILE=['{prompt_file}', 'deep.safetensors']"

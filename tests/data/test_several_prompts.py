@@ -36,7 +36,7 @@ def test_the_virtual_ids_are_those_of_the_prompt_s_rows():
   np.testing.assert_array_equal(
       batch.encoder_input_tokens, [[V + 15, V + 16, 7, 9, 1], [V + 15, V + 16, 8, 1, 0]]
   )
-  np.testing.assert_array_equal(batch.decoder_input_tokens, [[V + 19, 0, 4], [V + 19, 0, 0]])
+  np.testing.assert_array_equal(batch.decoder_input_tokens, [[V + 19, 0, 4], [V + 19, 0, 1]])
   np.testing.assert_array_equal(batch.decoder_target_tokens, batch_of(2, 1).decoder_target_tokens)
   np.testing.assert_array_equal(batch.prompt_ids, [3, 3])
   assert {x.dtype for x in (batch.encoder_input_tokens, batch.decoder_input_tokens,
@@ -79,7 +79,7 @@ def test_what_cannot_be_one_batch_is_refused():
 def test_every_example_stands_once_for_every_prompt(vocabulary, lengths):
   task = make_task(vocabulary, num_examples=5)
   prompts = [
-      PromptLayout(num_virtual_tokens=3, input_length=12),
+      PromptLayout(num_virtual_tokens=3, input_length=18),
       PromptLayout(num_virtual_tokens=1, placement='suffix'),
       PromptLayout(),
   ]

@@ -21,7 +21,7 @@ from prompt_tuning_jax.typing import Injection
 
 CLASSES = ['yes', 'no', 'not at all']
 WORDS = 'the old man and a sea that was green under his small boat'.split()
-SHAPE = dict(feature_lengths={'inputs': 16, 'targets': 8}, lengths='pad', progress=False)
+SHAPE = dict(feature_lengths={'inputs': 27, 'targets': 8}, lengths='pad', progress=False)
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,11 @@ def prompts(backbone):
 def make_task(backbone, name='toy', count=7, **fields):
   rng = np.random.default_rng(0)
   examples = [
-      {'inputs': ' '.join(rng.choice(WORDS, rng.integers(1, 5))), 'targets': CLASSES[i % 3], 'idx': i}
+      {
+          'inputs': ' '.join(rng.choice(WORDS, rng.integers(1, 5))),
+          'targets': CLASSES[i % 3],
+          'idx': i,
+      }
       for i in range(count)
   ]
   return TokenizedTask.from_examples(
@@ -167,7 +171,9 @@ def test_a_split_without_labels_is_predicted_and_not_scored(backbone, prompts):
     Evaluator(backbone, task, **SHAPE)
 
 
-def test_prompts_of_different_templates_and_limits_answer_as_alone(backbone, prompts, task, tmp_path):
+def test_prompts_of_different_templates_and_limits_answer_as_alone(
+    backbone, prompts, task, tmp_path
+):
   paths = []
   for number, (prompt, placement, limit) in enumerate(
       zip(prompts, ('suffix', '{3} {inputs}', 'prefix'), (16, 4, 9), strict=True)
@@ -226,7 +232,8 @@ def test_the_report_has_the_average_the_best_and_the_ensemble(
   ]  # fmt: skip
   average = f'{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}'
   assert cells == [
-      'toy', 'validation', 'accuracy', average, f'{max(accuracies):.2f}', f'{together:.2f}', '7', '3'
+      'toy', 'validation', 'accuracy', average, f'{max(accuracies):.2f}', f'{together:.2f}',
+      '7', '3',
   ]  # fmt: skip
   assert rows[-1].startswith('| mean of 2 tasks, accuracy')
   assert 'ensemble: what most prompts answer' in repr(report)

@@ -9,7 +9,11 @@ def ranked(**scores):
   return max(scores, key=scores.get), {'scores': scores}
 
 
-THREE = [ranked(a=-1.0, b=-9.0, c=-2.0), ranked(a=-1.5, b=-8.0, c=-2.0), ranked(a=-5.0, b=-0.1, c=-2.0)]
+THREE = [
+    ranked(a=-1.0, b=-9.0, c=-2.0),
+    ranked(a=-1.5, b=-8.0, c=-2.0),
+    ranked(a=-5.0, b=-0.1, c=-2.0),
+]
 
 
 def test_the_majority_wins_whatever_the_scores():
