@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.data.file_task import FileTask
   from prompt_tuning_jax.evaluation.evaluate import evaluate
-  from prompt_tuning_jax.evaluation.infer import generate, rank
+  from prompt_tuning_jax.evaluation.infer import ensemble, generate, rank
   from prompt_tuning_jax.evaluation.report import evaluate_prompts
   from prompt_tuning_jax.methods.combined import Combined, InDecoder
   from prompt_tuning_jax.methods.deep_prompt import DeepPrompt
@@ -53,6 +53,7 @@ _MODULES = {
     'evaluate_prompts': 'evaluation.report',
     'generate': 'evaluation.infer',
     'rank': 'evaluation.infer',
+    'ensemble': 'evaluation.infer',
     'loss_and_grad': 'training.step',
     'load_prompt': 'prompt_files',
     'save_prompt': 'artifact',
@@ -77,6 +78,7 @@ __all__ = [
     'evaluate_prompts',
     'generate',
     'rank',
+    'ensemble',
     'loss_and_grad',
     'load_prompt',
     'save_prompt',

@@ -327,10 +327,18 @@ MACROS: Mapping[str, Macro] = {
         True,
     ),
     'PROMPT_FILE': Macro(
-        'a tuned prompt: an artifact or the .npy of the original code; evaluate takes several '
-        "too ('/runs/{task}/*/prompt.safetensors', a list, a dict from tasks)",
+        'a tuned prompt: an artifact or the .npy of the original code; evaluate and infer take '
+        "several too ('/runs/*/prompt.safetensors', a list), evaluate also those of each task "
+        "('{task}' in the path, a dict from tasks)",
         "'/tmp/run/prompt.safetensors'",
         _PROMPTS,
+        True,
+    ),
+    'ENSEMBLE': Macro(
+        "how several prompts answer together: by 'vote', or by the 'mean' of their "
+        'log-probabilities of each class; None: each for itself',
+        "'vote'",
+        _TEXT,
         True,
     ),
     'EXPORT_PATH': Macro(

@@ -27,6 +27,7 @@ from prompt_tuning_jax.data import buckets as buckets_lib
 from prompt_tuning_jax.data import packing as packing_lib
 from prompt_tuning_jax.data.examples import Examples
 from prompt_tuning_jax.data.order import ExampleOrder
+from prompt_tuning_jax.data.several_prompts import ExamplesOfPrompts, PromptLayout
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement
 from prompt_tuning_jax.typing import Batch
@@ -41,6 +42,7 @@ class TrainBatches:
     target_length: T, the decoder's width without its prompt: the feature length. Packed rows
       have a width of their own.
     packing: the shapes of packed batches; None where each row is one example.
+    num_virtual_tokens: P, of each example in the encoder's input.
     longest: tokens of the longest example for the encoder, virtual ones included.
     longest_target: the same for the decoder.
     examples_per_epoch: examples of all tasks together.
@@ -105,6 +107,7 @@ class TrainBatches:
             'out to switch it off.'
         )
     self.batch_size = batch_size
+    self.num_virtual_tokens = num_virtual_tokens
     self._rows = local_rows(batch_size, process_index, process_count)
     self._sources = [
         Examples(
@@ -215,9 +218,12 @@ class EvalBatches:
   has a row of its own, so that 'pack' is 'bucket' here. With that the examples come longest
   first, so that batches hold examples of alike lengths and too little memory shows at once.
 
+  Where several prompts answer (`prompts`), each example has a row for every one of them, in
+  their order: a batch then holds batch_size examples in as many times more rows.
+
   Attributes:
-    batch_size: B, rows over all hosts.
-    rows: which of them are this host's.
+    batch_size: examples of a batch, over all hosts; as many rows for each prompt.
+    rows: which of the examples are this host's.
     widths: the encoder widths that may occur, prompt included, ascending.
     target_length: T, the decoder's width without its prompt: the feature length.
   """
@@ -234,10 +240,13 @@ class EvalBatches:
       placement: Placement | str = 'prefix',
       lengths: str = 'pad',
       buckets: Sequence[int] | None = None,
+      prompts: Sequence[PromptLayout] = (),
       process_index: int = 0,
       process_count: int = 1,
   ):
     """See `TrainBatches` for the arguments and what is raised.
+
+    Of `prompts`, where there are any, each brings its own counts of virtual tokens and placement.
 
     The numbers that come with a batch are those of the whole batch, in the order of
     its rows over all hosts; rows beyond them are empty.
@@ -245,14 +254,20 @@ class EvalBatches:
     lengths = 'bucket' if lengths == 'pack' else lengths
     self.batch_size = batch_size
     self.rows = local_rows(batch_size, process_index, process_count)
-    self._source = Examples(
-        task,
-        feature_lengths,
-        vocab_size,
-        num_virtual_tokens,
-        num_decoder_virtual_tokens,
-        placement,
-    )
+    self._source: Examples | ExamplesOfPrompts
+    if prompts:
+      self._source = ExamplesOfPrompts(task, feature_lengths, vocab_size, prompts)
+      num_virtual_tokens = self._source.num_virtual_tokens
+      feature_lengths = {**feature_lengths, 'inputs': self._source.input_length}
+    else:
+      self._source = Examples(
+          task,
+          feature_lengths,
+          vocab_size,
+          num_virtual_tokens,
+          num_decoder_virtual_tokens,
+          placement,
+      )
     self._order = np.arange(len(task))
     if lengths == 'bucket':
       self._order = np.argsort(-self._source.widths, kind='stable')

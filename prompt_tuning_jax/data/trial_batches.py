@@ -11,12 +11,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from prompt_tuning_jax.data import buckets
 from prompt_tuning_jax.data.batches import TrainBatches, local_rows
 from prompt_tuning_jax.data.packing import Packing, first_fit, packed_widths
+from prompt_tuning_jax.data.several_prompts import for_prompt, joined
 from prompt_tuning_jax.typing import Batch
 
 # Steps whose batches say how many rows one takes.
@@ -35,7 +35,8 @@ class TrialBatches:
       of_trials: Sequence[TrainBatches],
       *,
       vocab_size: int,
-      prompt_length: int,
+      num_virtual_tokens: int,
+      num_decoder_virtual_tokens: int = 0,
       feature_lengths: Mapping[str, int],
       packed_length: int | None = None,
       row_multiple: int = 1,
@@ -48,7 +49,8 @@ class TrialBatches:
       of_trials: the batches of each run, whole and not packed; runs whose data and prompt
         lengths are the same may share one.
       vocab_size: V, the first virtual id.
-      prompt_length: virtual tokens that each run has ids for: those of the longest prompt.
+      num_virtual_tokens: P, those of the longest prompt in the encoder's input.
+      num_decoder_virtual_tokens: Q, those of each before the decoder's start token.
       feature_lengths: lengths of the features.
       packed_length: the encoder's width of a row; None for the cheapest.
       row_multiple: what divides the number of rows.
@@ -60,7 +62,7 @@ class TrialBatches:
     """
     self._of_trials = list(of_trials)
     self._vocab_size = vocab_size
-    self._prompt_length = prompt_length
+    self._virtual_tokens = num_virtual_tokens, num_decoder_virtual_tokens
     self._share = process_index, process_count
     distinct = list({id(batches): batches for batches in self._of_trials}.values())
     longest = max(batches.longest for batches in distinct)
@@ -70,7 +72,7 @@ class TrialBatches:
             for step in itertools.count()
             for batches in distinct
         ),
-        widths=packed_widths(packed_length, longest, feature_lengths, prompt_length),
+        widths=packed_widths(packed_length, longest, feature_lengths, num_virtual_tokens),
         longest=longest,
         longest_target=max(batches.longest_target for batches in distinct),
         batch_size=distinct[0].batch_size,
@@ -96,7 +98,7 @@ class TrialBatches:
     ]
     if empty := own.stop - own.start - sum(len(part.prompt_ids) for part in parts):
       parts.append(self._part(0, [[]] * empty))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return joined(parts)
 
   def _laid(self, step: int) -> list[tuple[int, list[tuple[int, int]]]]:
     """Of each row the run that it is of, and its examples."""
@@ -108,15 +110,15 @@ class TrialBatches:
     return laid
 
   def _part(self, trial: int, rows: Sequence[Sequence[tuple[int, int]]]) -> Batch:
-    batch = self._of_trials[trial].packed_rows(
+    batches = self._of_trials[trial]
+    batch = batches.packed_rows(
         rows, encoder_width=self._room[0], decoder_width=self._room[1], batch_size=len(rows)
     )
-
-    def moved(tokens: np.ndarray) -> np.ndarray:
-      return np.where(tokens < self._vocab_size, tokens, tokens + trial * self._prompt_length)
-
-    return batch.replace(
-        encoder_input_tokens=moved(batch.encoder_input_tokens),
-        decoder_input_tokens=moved(batch.decoder_input_tokens),
-        prompt_ids=np.full(len(rows), trial, np.int32),
+    return for_prompt(
+        batch,
+        trial,
+        vocab_size=self._vocab_size,
+        num_virtual_tokens=self._virtual_tokens[0],
+        num_decoder_virtual_tokens=self._virtual_tokens[1],
+        own_virtual_tokens=batches.num_virtual_tokens,
     )

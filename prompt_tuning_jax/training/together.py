@@ -18,7 +18,7 @@ from prompt_tuning_jax.data.batches import TrainBatches
 from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.trial_batches import TrialBatches
 from prompt_tuning_jax.data.virtual_tokens import as_placement
-from prompt_tuning_jax.evaluation.evaluate import Evaluator
+from prompt_tuning_jax.evaluation.evaluator import Evaluator
 from prompt_tuning_jax.export import write_outcome
 from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training.description import describe
@@ -31,6 +31,7 @@ from prompt_tuning_jax.training.trials import (
     Trial,
     Trials,
     TrialsState,
+    kind_of,
     make_trials_step,
     why_alone,
 )
@@ -67,11 +68,10 @@ def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def shared_key(arguments: Mapping[str, Any]) -> Any:
   """What runs must have in common to share a program; None for one that has to be alone."""
   values = completed(arguments)
-  if why_alone(values['method'], values['trainable'], values['backbone'].spec):
+  if why_alone(values['method'], values['trainable']):
     return None
-  in_decoder = values['method'].num_decoder_virtual_tokens
   shared = {name: value for name, value in values.items() if name not in _ASIDE}
-  return [describe(shared), in_decoder]
+  return [describe(shared), kind_of(values['method'], values['backbone'].spec)]
 
 
 class _Best:
@@ -266,7 +266,8 @@ def _batches(values, tasks, trials: Trials, backbone: Backbone) -> TrialBatches:
   return TrialBatches(
       of_trials,
       vocab_size=backbone.spec.vocab_size,
-      prompt_length=trials.prompt_length,
+      num_virtual_tokens=trials.num_virtual_tokens,
+      num_decoder_virtual_tokens=trials.num_decoder_virtual_tokens,
       feature_lengths=shared['feature_lengths'],
       packed_length=shared['packed_length'],
       row_multiple=shared['microbatches'] * partitioning.count_of_parts(backbone.mesh),

@@ -28,13 +28,21 @@ import optax
 from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
+from prompt_tuning_jax.injection_stack import stack_injections
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import losses
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.step import accumulate, position_values
-from prompt_tuning_jax.typing import Array, BackboneSpec, Batch, Injection, PyTree
+from prompt_tuning_jax.typing import (
+    KV_FIELDS,
+    Array,
+    BackboneSpec,
+    Batch,
+    Injection,
+    PyTree,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,8 @@ class Trials:
   """Trials that share a program.
 
   Attributes:
-    prompt_length: virtual tokens for which each trial has ids, those of the longest prompt.
+    num_virtual_tokens: P, virtual tokens in the encoder's input of the longest prompt.
+    num_decoder_virtual_tokens: Q, those before the decoder's start token, of each.
     count: K, the number of trials.
   """
 
@@ -91,22 +100,20 @@ class Trials:
     """Groups the trials.
 
     Raises:
-      ValueError: if one trains more than a prompt, or a prompt that rows of different runs
-        cannot each have.
+      ValueError: if one trains more than a prompt.
     """
     self._trials = list(trials)
     self._spec = spec
     self.count = len(self._trials)
     members = collections.defaultdict(list)
     for number, trial in enumerate(self._trials):
-      if why := why_alone(trial.method, trial.trainable, spec):
+      if why := why_alone(trial.method, trial.trainable):
         raise ValueError(f'Trial {number} cannot share a program: {why}.')
       members[_shape_key(trial)].append(number)
     self._groups = {str(n): self._group(of_group) for n, of_group in enumerate(members.values())}
-    self.prompt_length = max(
-        trial.method.num_virtual_tokens + trial.method.num_decoder_virtual_tokens
-        for trial in self._trials
-    )
+    methods = [trial.method for trial in self._trials]
+    self.num_virtual_tokens = max(method.num_virtual_tokens for method in methods)
+    self.num_decoder_virtual_tokens = max(m.num_decoder_virtual_tokens for m in methods)
 
   def _group(self, members: Sequence[int]) -> _Group:
     first = self._trials[members[0]]
@@ -208,7 +215,7 @@ class Trials:
     }
 
 
-def why_alone(method: Method | None, trainable: Any, spec: BackboneSpec) -> str:
+def why_alone(method: Method | None, trainable: Any) -> str:
   """Why a run cannot share a program with others; '' where it can."""
   if method is None:
     return 'it trains the model'
@@ -216,11 +223,20 @@ def why_alone(method: Method | None, trainable: Any, spec: BackboneSpec) -> str:
   beside = [prefix for prefix in labels if prefix.split('/')[0] != 'prompt']
   if beside:
     return f'it trains {beside[0]!r} as well'
-  injection = method_lib.shapes(method, spec)[1]
-  fields = [f.name for f in dataclasses.fields(injection) if f.name != 'virtual_embeddings']
-  deep = [name for name in fields if jax.tree.leaves(getattr(injection, name)) and name not in (
-      'positions', 'num_decoder_virtual_tokens')]  # fmt: skip
-  return f'its prompt is more than virtual tokens ({deep[0]})' if deep else ''
+  return ''
+
+
+def kind_of(method: Method, spec: BackboneSpec) -> list[Any]:
+  """What prompts that share a batch have in common: soft ones may differ in length."""
+  _, injection = method_lib.shapes(method, spec)
+  pairs = {name: getattr(injection, name) for name in KV_FIELDS.values()}
+  return [
+      injection.virtual_embeddings is not None,
+      injection.layer_embeddings is not None,
+      {name: pair and [list(array.shape) for array in pair] for name, pair in pairs.items()},
+      injection.positions if any(pairs.values()) else '',
+      injection.num_decoder_virtual_tokens,
+  ]
 
 
 def _shape_key(trial: Trial) -> str:
@@ -228,16 +244,6 @@ def _shape_key(trial: Trial) -> str:
   method = method_lib.without_initializers(trial.method)
   labelling = trainable_lib.as_labelling(trial.trainable, trial.method)
   return json.dumps([describe(method), describe(labelling)], sort_keys=True)
-
-
-def stacked(injections: Sequence[Injection], prompt_length: int) -> Injection:
-  """One Injection of several soft prompts, each with so many rows, the last of them zeros."""
-
-  def rows(injection: Injection) -> Array:
-    rows_PD = injection.virtual_embeddings
-    return jnp.pad(rows_PD, ((0, prompt_length - len(rows_PD)), (0, 0)))
-
-  return Injection(virtual_embeddings=jnp.concatenate([rows(one) for one in injections]))
 
 
 def make_trials_step(
@@ -280,7 +286,7 @@ def make_trials_step(
 
     def scaled_loss(trainable, batch, weights_BT, rng):
       method_rng = None if rng is None else jax.random.fold_in(rng, 1)
-      injection = stacked(trials.injections(trainable, method_rng), trials.prompt_length)
+      injection = stack_injections(trials.injections(trainable, method_rng))
       logits_BTV = module.apply(
           {'params': frozen['backbone']},
           batch,

@@ -14,7 +14,8 @@ from prompt_tuning_jax.data.batches import TrainBatches
 from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.trial_batches import TrialBatches
 from prompt_tuning_jax.initializers import sampled_vocab, uniform
-from prompt_tuning_jax.methods.combined import InDecoder
+from prompt_tuning_jax.methods.combined import Combined, InDecoder
+from prompt_tuning_jax.methods.layer_prompt import LayerPrompt
 from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
@@ -69,7 +70,8 @@ def together(chosen, tasks, backbone, steps, mesh=None, **how):
   batches = TrialBatches(
       [batches_of(trial, tasks, backbone) for trial in chosen],
       vocab_size=backbone.spec.vocab_size,
-      prompt_length=trials.prompt_length,
+      num_virtual_tokens=trials.num_virtual_tokens,
+      num_decoder_virtual_tokens=trials.num_decoder_virtual_tokens,
       feature_lengths=FEATURE_LENGTHS,
       row_multiple=how.get('microbatches', 1) * partitioning.count_of_parts(mesh),
   )
@@ -140,11 +142,17 @@ def test_microbatches_and_a_mesh_change_nothing(backbone, tasks):
       jax.tree.map(functools.partial(assert_close, relative=1e-4), one, other)
 
 
-def test_virtual_tokens_in_the_decoder_are_each_trial_s_own(backbone, tasks):
-  chosen = [
-      Trial(InDecoder(SoftPrompt(2)), adafactor(0.3), seed=0),
-      Trial(InDecoder(SoftPrompt(2)), adafactor(0.3), seed=1),
-  ]
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: InDecoder(SoftPrompt(2)),
+        lambda: Prefix(2, hidden=None),
+        lambda: Combined([SoftPrompt(3), Prefix(2, hidden=4)]),
+        lambda: LayerPrompt(2),
+    ],
+)
+def test_prompts_of_other_kinds_are_each_trial_s_own(backbone, tasks, make):
+  chosen = [Trial(make(), adamw(1e-2), seed=0), Trial(make(), adamw(1e-3), seed=1)]
   metrics, _, _ = together(chosen, tasks, backbone, 4)
   for number, trial in enumerate(chosen):
     assert_same_run(metrics, number, alone(trial, tasks, backbone, 4)[0])
@@ -171,7 +179,7 @@ def test_every_batch_holds_each_trial_s_examples_in_rows_of_its_own(backbone, ta
   of_trials = [batches_of(trial, tasks, backbone) for trial in chosen]
   length = 4
   how = dict(
-      vocab_size=backbone.spec.vocab_size, prompt_length=length, feature_lengths=FEATURE_LENGTHS
+      vocab_size=backbone.spec.vocab_size, num_virtual_tokens=length, feature_lengths=FEATURE_LENGTHS
   )
   batches = TrialBatches(of_trials, **how)
   parts = [TrialBatches(of_trials, **how, process_index=i, process_count=2) for i in range(2)]
@@ -195,12 +203,7 @@ def test_every_batch_holds_each_trial_s_examples_in_rows_of_its_own(backbone, ta
       np.testing.assert_array_equal(ordinary, expected)
 
 
-def test_a_prompt_that_rows_cannot_each_have_is_refused(backbone):
-  with pytest.raises(ValueError, match='Trial 1 cannot share a program'):
-    Trials(
-        [Trial(SoftPrompt(2), adafactor()), Trial(Prefix(2, hidden=None), adamw(1e-2))],
-        backbone.spec,
-    )
-  with pytest.raises(ValueError, match="it trains 'backbone' as well"):
+def test_what_is_more_than_a_prompt_is_refused(backbone):
+  with pytest.raises(ValueError, match="Trial 0 cannot share a program: it trains 'backbone'"):
     both = {'prompt': adafactor(), 'backbone': adamw(1e-3)}
     Trials([Trial(SoftPrompt(2), both)], backbone.spec)
