@@ -236,7 +236,7 @@ def test_several_prompts_answer_together(backbone, backbone_dir, tmp_path, capsy
   labels = "--gin.CLASS_LABELS=['animal', 'plant']"
   assert cli.main([*infer, labels, f'--gin.INFER_OUTPUT_DIR={out}']) == 0
   answer, *told = capsys.readouterr().out.rstrip('\n').split('\t')
-  (kept,) = (json.loads(x) for x in (tmp_path / 'out' / 'inferences.jsonl').open())
+  kept = json.loads((tmp_path / 'out' / 'inferences.jsonl').read_text())
   assert answer == kept['prediction'] and sum(kept['votes'].values()) == 3
   best = max(kept['scores'], key=kept['scores'].get)
   assert told[0] == f"{best} {kept['scores'][best]:.3f}, {kept['votes'].get(best, 0)} of 3"
