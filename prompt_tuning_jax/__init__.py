@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.data.file_task import FileTask
   from prompt_tuning_jax.evaluation.evaluate import evaluate
-  from prompt_tuning_jax.evaluation.infer import generate, rank
+  from prompt_tuning_jax.evaluation.infer import ensemble, generate, rank
   from prompt_tuning_jax.evaluation.report import evaluate_prompts
   from prompt_tuning_jax.methods.combined import Combined, InDecoder
   from prompt_tuning_jax.methods.deep_prompt import DeepPrompt
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
   from prompt_tuning_jax.prompt_files import load_prompt
   from prompt_tuning_jax.training.step import loss_and_grad
+  from prompt_tuning_jax.training.sweep import sweep
   from prompt_tuning_jax.training.train import train
   from prompt_tuning_jax.typing import Batch, Injection
 
@@ -47,10 +48,12 @@ _MODULES = {
     'initializers': '',
     'FileTask': 'data.file_task',
     'train': 'training.train',
+    'sweep': 'training.sweep',
     'evaluate': 'evaluation.evaluate',
     'evaluate_prompts': 'evaluation.report',
     'generate': 'evaluation.infer',
     'rank': 'evaluation.infer',
+    'ensemble': 'evaluation.infer',
     'loss_and_grad': 'training.step',
     'load_prompt': 'prompt_files',
     'save_prompt': 'artifact',
@@ -70,10 +73,12 @@ __all__ = [
     'initializers',
     'FileTask',
     'train',
+    'sweep',
     'evaluate',
     'evaluate_prompts',
     'generate',
     'rank',
+    'ensemble',
     'loss_and_grad',
     'load_prompt',
     'save_prompt',

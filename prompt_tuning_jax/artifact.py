@@ -340,6 +340,11 @@ def _check_types(manifest: Manifest, path: str) -> None:
 
 def _check_own(injection: Injection, manifest: Manifest, what: str) -> None:
   """Refuses arrays that are none, no numbers, or not those that the manifest speaks of."""
+  if injection.num_prompts > 1:
+    raise ValueError(
+        f'{what} holds {injection.num_prompts} prompts, and a file holds one: save each of those '
+        'that were stacked.'
+    )
   arrays = named_arrays(injection)
   if not arrays:
     raise ValueError(f'{what} is empty: there is no prompt in it.')

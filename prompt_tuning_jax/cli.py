@@ -131,6 +131,14 @@ _COMMANDS = {
         'Tunes a prompt on a task and writes MODEL_DIR/prompt.safetensors. The same '
         'command run again goes on where it stopped.',
     ),
+    'sweep': _Command(
+        'an ablation as one command: a grid of runs, trained together, a table and a plot',
+        'Trains every point of SWEEP, a grid of macros, from a recipe of `train`, and writes '
+        'MODEL_DIR/results.jsonl, table.md (mean ± standard deviation over seeds) and sweep.png. '
+        'Runs that differ in their prompts alone train together on one copy of the model. The '
+        'same command run again goes on where it stopped; --report makes table and plot anew '
+        'from the results alone.',
+    ),
     'plan': _Command(
         'what a training run will cost on which devices, before anything is loaded',
         'From a recipe of `train` and PLAN_TARGET (8xH100-80GB, v5e-8, here): what trains, the '
@@ -141,14 +149,16 @@ _COMMANDS = {
     'evaluate': _Command(
         'metrics and predictions of prompts, a run, or the bare model on a task or mixture',
         'Evaluates PROMPT_FILE (an artifact or a .npy prompt; several give mean ± standard '
-        'deviation), or what a run left in CHECKPOINT_PATH, or the backbone alone where neither '
-        "is set. Of SuperGLUE's mixture it prints the score, and EVAL_OUTPUT_DIR receives the "
+        'deviation, and with ENSEMBLE what they answer together), or what a run left in '
+        'CHECKPOINT_PATH, or the backbone alone where neither is set. Of '
+        "SuperGLUE's mixture it prints the score, and EVAL_OUTPUT_DIR receives the "
         "leaderboard's files.",
     ),
     'infer': _Command(
         'text in, text or ranked labels out',
         'Answers the texts on the command line, or one a line from standard input, with '
-        'PROMPT_FILE or the backbone alone. CLASS_LABELS ranks those instead of writing '
+        'PROMPT_FILE (several prompts answer together: ENSEMBLE) or the backbone alone. '
+        'CLASS_LABELS ranks those instead of writing '
         'freely; INFER_OUTPUT_DIR keeps the answers in a file. Answers come one a line in '
         'the order of the texts; a blank line is answered with a blank line.',
     ),
@@ -298,6 +308,13 @@ def _main(argv: list[str]) -> int:
     return 0
   bindings, others = _take_bindings(rest)
   options = _parse(parser, others)
+  if name == 'sweep' and options.report:
+    from prompt_tuning_jax.sweep_report import SweepResult
+
+    result = SweepResult.read(options.report)
+    result.write(options.report)
+    print(result)
+    return 0
   if name == 'tasks':
     given = {'MIXTURE_OR_TASK_NAME': options.task, 'SPLIT': options.split}
     bindings += [f'{macro}={value!r}' for macro, value in given.items() if value]
@@ -328,6 +345,12 @@ def _make_parser(name: str) -> _Parser:
     parser.add_argument('task', nargs='?', metavar='NAME', help='the task or mixture to show')
     parser.add_argument('--examples', type=int, default=3, metavar='N', help='how many [3]')
     parser.add_argument('--split', help='[the first of train, validation, test]')
+  if name == 'sweep':
+    parser.add_argument(
+        '--report',
+        metavar='DIR',
+        help='train nothing; make table.md and sweep.png of the results in DIR, and print them',
+    )
   if name == 'plan':
     parser.add_argument(
         '--compile',
@@ -447,8 +470,12 @@ def _run_configured(
     processes.join(options.coordinator_address, count, options.process_index)
   with building.dry_run(count) if without_weights else contextlib.nullcontext():
     kwargs = parsed.kwargs()
+    operative = parsed.operative()
+    if name == 'sweep':
+      kwargs, notes = _sweep_arguments(kwargs, options, bindings, paths)
   processes.check_same(parsed.operative_values(), 'their configuration')
-  notes = processes.from_main(lambda: checks.check(name, kwargs))
+  if name != 'sweep':
+    notes = processes.from_main(lambda: checks.check(name, kwargs))
   for note in (*parsed.notes, *notes):
     if processes.is_main():
       print(f'prompt-tuning: note: {note}', file=sys.stderr)
@@ -463,16 +490,29 @@ def _run_configured(
   if options.dry_run:
     checks.check_sources(name, kwargs)
     commands.describe(name, kwargs)
-    print(f'\n{parsed.operative()}')
+    print(f'\n{operative}')
     return
   model_dir = kwargs.get('model_dir')
   if model_dir and _accepts(function, 'model_dir'):
-    with commands.kept_config(model_dir, parsed.operative()):
+    with commands.kept_config(model_dir, operative):
       result = function(**kwargs)
   else:
     result = function(**kwargs)
   if processes.is_main():
     commands.report(result)
+
+
+def _sweep_arguments(
+    kwargs: dict[str, Any],
+    options: argparse.Namespace,
+    bindings: Sequence[str],
+    paths: Sequence[str],
+) -> tuple[dict[str, Any], list[str]]:
+  """The arguments of `sweep`: its runs in place of the grid and the recipe."""
+  from prompt_tuning_jax.config import sweeping
+
+  runs, notes = sweeping.runs_of(kwargs['grid'], options.gin_file, bindings, paths)
+  return {'grid': runs, 'model_dir': kwargs['model_dir']}, notes
 
 
 def _accepts(function: Callable[..., Any], parameter: str) -> bool:

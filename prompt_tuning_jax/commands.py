@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import os
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,9 @@ from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.plan import Plan
 from prompt_tuning_jax.prompt_files import load_prompt
+from prompt_tuning_jax.sweep_report import SweepResult
 from prompt_tuning_jax.training import trainable as trainable_lib
+from prompt_tuning_jax.training.sweep import announced
 
 # Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
 _BATCH_SIZE = 64
@@ -51,6 +54,7 @@ def evaluate(
     eval_method: str = 'rank',
     lengths: str = 'bucket',
     decoding: Decoding | None = None,
+    ensemble: str | None = None,
     output_dir: str | None = None,
     task_module: str = DEFAULT_TASK_MODULE,
     tfds_data_dir: str | None = None,
@@ -75,6 +79,7 @@ def evaluate(
     lengths: 'pad', or 'bucket' or 'pack', which are one here.
     decoding: how to generate; greedily up to the length of the targets where None. Its
       max_length may be None: as the prompt was trained.
+    ensemble: 'vote' or 'mean' lets several prompts answer together too, see `voting.agreed`.
     output_dir: where metrics, predictions and the report are written, if anywhere.
     task_module: module whose import registers the task.
     tfds_data_dir: folder of TensorFlow Datasets.
@@ -116,6 +121,7 @@ def evaluate(
       method=eval_method,
       lengths=lengths,
       decoding=decoding,
+      ensemble=ensemble,
       output_dir=output_dir,
       **of_run,
   )
@@ -132,11 +138,12 @@ def infer(
     *,
     backbone: Backbone,
     texts: Sequence[str] = (),
-    prompt_file: str | None = None,
+    prompt_file: str | Sequence[str] | None = None,
     choices: Sequence[str] | None = None,
     placement: Any = None,
     batch_size: int | None = None,
     decoding: Decoding | None = None,
+    ensemble: str = 'vote',
     output_dir: str | None = None,
 ) -> list[str]:
   """Answers texts: ranks the choices where there are any, else writes freely.
@@ -146,16 +153,18 @@ def infer(
     texts: the inputs, as the task words them; where the prompt stands in a template of
       other fields, each a JSON object with the text of every field. A blank one is not put
       to the model: its answer is blank too, so that answers and texts match line by line.
-    prompt_file: an artifact or a `.npy` prompt; None for the bare model.
+    prompt_file: an artifact or a `.npy` prompt; several of one kind, by a list or a path with
+      `*`, answer together; None for the bare model.
     choices: texts to choose from.
     placement: where the virtual tokens stand; default: as the prompt was trained.
     batch_size: most texts in a batch; 64 where None.
     decoding: how to write freely; greedily where None.
+    ensemble: how several prompts answer together: 'vote' or 'mean', see `voting.agreed`.
     output_dir: where `inferences.jsonl` is written, if anywhere.
 
   Returns:
     A line for each text, in their order: the answer, and where choices were ranked
-    their log-probabilities, best first.
+    their log-probabilities, best first; of several prompts the means of these, and the votes.
   """
   asked = [text for text in texts if text.strip()]
   if not asked:
@@ -166,22 +175,27 @@ def infer(
         'answers.',
         stacklevel=2,
     )
-  prompt = processes.from_main(lambda: load_prompt(prompt_file)) if prompt_file else None
-  shared = dict(placement=placement, batch_size=batch_size or _BATCH_SIZE)
-  place = placement or (prompt and prompt.manifest.placement) or 'prefix'
-  asked = [_example(text, as_placement(place)) for text in asked]
-  if choices is not None:
-    found = [
-        {'prediction': answer.label, 'scores': answer.scores}
-        for answer in infer_lib.rank(backbone, prompt, asked, choices, **shared)
-    ]
-  else:
-    settings = dataclasses.asdict(decoding or Decoding())
-    settings['decode'] = settings.pop('strategy')
-    found = [
-        {'prediction': answer}
-        for answer in infer_lib.generate(backbone, prompt, asked, **shared, **settings)
-    ]
+  prompts: list[Prompt | None] = [None]
+  if prompt_file:
+    prompts = processes.from_main(
+        lambda: [load_prompt(path) for path in find_prompts(prompt_file, '')]
+    )
+  places = [
+      as_placement(placement or (prompt and prompt.manifest.placement) or 'prefix')
+      for prompt in prompts
+  ]
+  _check_fields(places)
+  asked = [_example(text, places[0]) for text in asked]
+  found = _answered(
+      backbone,
+      prompts,
+      asked,
+      choices,
+      decoding or Decoding(),
+      ensemble,
+      placement=placement,
+      batch_size=batch_size or _BATCH_SIZE,
+  )
   remaining = iter(found)
   answers = [
       {'inputs': text, **(next(remaining) if text.strip() else {'prediction': ''})}
@@ -191,6 +205,39 @@ def infer(
     os.makedirs(output_dir, exist_ok=True)
     write_jsonl(os.path.join(output_dir, 'inferences.jsonl'), answers)
   return [_answer_line(answer) for answer in answers]
+
+
+def _answered(
+    backbone: Backbone,
+    prompts: Sequence[Prompt | None],
+    texts: Sequence[Any],
+    choices: Sequence[str] | None,
+    decoding: Decoding,
+    ensemble: str,
+    **shared: Any,
+) -> list[dict[str, Any]]:
+  """What one prompt, or several together, answer each text with, and what they found of it."""
+  written: dict[str, Any] = {}
+  if choices is None:
+    written = dataclasses.asdict(decoding)
+    written['decode'] = written.pop('strategy')
+  if len(prompts) > 1:
+    together = infer_lib.ensemble(
+        backbone, prompts, texts, choices=choices, how=ensemble, **shared, **written
+    )
+    return [
+        {
+            'prediction': answer.label,
+            **({'scores': answer.scores} if choices is not None else {}),
+            'votes': answer.votes,
+        }
+        for answer in together
+    ]
+  if choices is None:
+    answers = infer_lib.generate(backbone, prompts[0], texts, **shared, **written)
+    return [{'prediction': answer} for answer in answers]
+  ranked = infer_lib.rank(backbone, prompts[0], texts, choices, **shared)
+  return [{'prediction': answer.label, 'scores': answer.scores} for answer in ranked]
 
 
 def _example(text: str, placement: Placement) -> str | dict[str, str]:
@@ -210,11 +257,27 @@ def _example(text: str, placement: Placement) -> str | dict[str, str]:
   return fields
 
 
+def _check_fields(placements: Sequence[Placement]) -> None:
+  """Raises ValueError unless a text can be read by all of the placements."""
+  fields = {placement.fields for placement in placements}
+  if len(fields) > 1:
+    raise ValueError(
+        'The prompts of PROMPT_FILE stand in templates of different fields ('
+        + '; '.join(', '.join(of) for of in sorted(fields))
+        + '), so that no text is one for all of them. Name prompts of one task.'
+    )
+
+
 def _answer_line(answer: Mapping[str, Any]) -> str:
-  scores = sorted(answer.get('scores', {}).items(), key=lambda item: -item[1])
+  votes, scores = answer.get('votes', {}), answer.get('scores', {})
+  counts = {name: f'{votes.get(name, 0)} of {sum(votes.values())}' for name in (*votes, *scores)}
+  parts = [answer['prediction']]
+  for name, score in sorted(scores.items(), key=lambda item: -item[1]):
+    parts.append(f'{name} {score:.3f}' + (f', {counts[name]}' if votes else ''))
+  if votes and not scores:
+    parts.append(counts[answer['prediction']])
   # One line whatever the answer: some vocabularies hold line breaks.
-  text = ' '.join(answer['prediction'].splitlines())
-  return '\t'.join([text, *(f'{name} {s:.3f}' for name, s in scores)])
+  return '\t'.join(' '.join(part.splitlines()) for part in parts)
 
 
 @contextlib.contextmanager
@@ -249,6 +312,8 @@ def describe(name: str, kwargs: Mapping[str, Any]) -> None:
       print(f'  {key:16} {value!r}')
     elif isinstance(value, Method):
       print(f'  {key:16} {_describe_method(value, kwargs.get("backbone"))}')
+    elif key == 'grid':
+      print(textwrap.indent(announced(value), '  '))
     elif key == 'components':
       for part in value:
         print(f'  component        {_describe_component(part)}')
@@ -279,7 +344,7 @@ def _describe_component(part: Component) -> str:
 
 def report(result: Any) -> None:
   """Prints what a command returned: lines, or where the result is and its scores."""
-  if isinstance(result, Report | Plan):
+  if isinstance(result, Report | Plan | SweepResult):
     print(result)
     return
   if isinstance(result, list):

@@ -185,29 +185,48 @@ def keys_values_of(words: str, backbone: Backbone) -> Initializer:
   return init
 
 
-def from_array(prompt_PD: np.ndarray | Array, origin: str = 'the array') -> Initializer:
-  """A prompt that is already there; its shape must be the one asked for."""
+def from_array(
+    prompt_PD: np.ndarray | Array,
+    origin: str = 'the array',
+    fallback: Initializer | None = None,
+) -> Initializer:
+  """A prompt that is already there; its shape must be the one asked for.
+
+  With a `fallback`, a longer prompt is cut, and positions beyond a shorter one start from that.
+  """
 
   def init(key, shape, dtype=jnp.float32):
-    del key  # Nothing is random here.
     _check_length(shape)
-    if tuple(prompt_PD.shape) != tuple(shape):
+    length, fits = len(prompt_PD), tuple(prompt_PD.shape[1:]) == tuple(shape[1:])
+    if not fits or (length != shape[0] and fallback is None):
       raise ValueError(
           f'{origin} holds a prompt of shape {list(prompt_PD.shape)}, but this run needs '
           f'[PROMPT_LENGTH, d_model] = {list(shape)}. '
           + (
-              f'Set PROMPT_LENGTH={prompt_PD.shape[0]}.'
-              if prompt_PD.shape[1:] == tuple(shape[1:])
+              f'Set PROMPT_LENGTH={length}, or use initializers/from_file_any_length, which cuts '
+              'it or fills it up with sampled words.'
+              if fits
               else 'It was made for a backbone of another width.'
           )
       )
-    return jnp.asarray(prompt_PD, dtype)
+    rows_PD = jnp.asarray(prompt_PD[: shape[0]], dtype)
+    if length >= shape[0]:
+      return rows_PD
+    return fallback(key, shape, dtype).at[:length].set(rows_PD)
 
   return init
 
 
-def from_file(path: str | os.PathLike[str]) -> Initializer:
-  """A prompt from an artifact of this library or the original code's `.npy`.
+def from_file(
+    path: str | os.PathLike[str], fallback: Initializer | None = None
+) -> Initializer:
+  """A prompt from an artifact of this library or the original code's `.npy`: transfer.
+
+  A prompt of another task may be a better start than words (Vu et al., 2022, SPoT).
+
+  Args:
+    path: the file, such as the prompt.safetensors of a run on another task.
+    fallback: as in `from_array`; None refuses a prompt of another length.
 
   Raises:
     ValueError, FileNotFoundError: if the file is missing, damaged or holds no soft prompt.
@@ -219,7 +238,8 @@ def from_file(path: str | os.PathLike[str]) -> Initializer:
     raise ValueError(
         f'{path} holds no soft prompt of the encoder to start from; it is {injection}.'
     )
-  return from_array(injection.virtual_embeddings[: injection.num_virtual_tokens], str(path))
+  rows_PD = injection.virtual_embeddings[: injection.num_virtual_tokens]
+  return from_array(rows_PD, str(path), fallback)
 
 
 def _table(backbone: Backbone, shape: Sequence[int]) -> Array:

@@ -5,7 +5,7 @@ Dimension key, used as suffixes of array names in hot code (`logits_BTV`):
   B  batch rows            S  encoder (source) positions   T  decoder (target) positions
   P  prompt length         D  model width                  N  attention heads
   H  width of one head     F  feed-forward width           V  rows of the embedding table
-  L  layers                C  choices (verbalizers)        K  beams
+  L  layers                C  choices (verbalizers)        K  beams, or prompts
 
 Three types cross the borders between methods, backbones and data: `Batch`,
 `Injection` and `BackboneSpec`. The first two are plain pytrees of arrays.
@@ -22,7 +22,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
-# Keys and values of one attention site: [L, P, N, H] each, or [P, N, H] in one layer.
+# Keys and values of one attention site: [L, P, N, H] each, or [P, N, H] in one layer; of K
+# prompts [L, K, P, N, H] and [K, P, N, H].
 KeysValues = tuple[Array, Array]
 
 # Where a prefix's keys stand, see `Injection`.
@@ -52,6 +53,8 @@ class Batch:
   # None where every row is one example. T5X's positions within a segment follow from these.
   encoder_segment_ids: Array | None = None  # [B, S] int32
   decoder_segment_ids: Array | None = None  # [B, T] int32
+  # Which prompt of an Injection of several a row has, all its examples; None: there is one.
+  prompt_ids: Array | None = None  # [B] int32
 
 
 @flax.struct.dataclass
@@ -65,6 +68,11 @@ class Injection:
               of that distance (what PEFT does in the decoder);
     'none'    its keys have no position, and get no bias.
 
+  An Injection may hold K prompts (`injection_stack.py`), of which each row of a batch has
+  one: prompt k's position i is the virtual token V + k·P + i, and `Batch.prompt_ids` says
+  which of the K prefixes [L, K, P, N, H] a row sees. The rows of both tables are those of
+  prompt 0, then those of prompt 1, and so on: [K·P, D] and [L, K·P, D].
+
   Attributes:
     virtual_embeddings: [P, D], the embeddings of the virtual tokens V .. V+P-1.
     encoder_kv: keys and values, each [L, P, N, H], which every layer's encoder
@@ -74,8 +82,9 @@ class Injection:
     layer_embeddings: [L, P, D], what the encoder's hidden states at the virtual tokens are
       replaced with before each layer.
     positions: the place of a prefix's keys, of `POSITIONS`.
-    num_decoder_virtual_tokens: so many of the last rows of virtual_embeddings stand before
-      the decoder's start token; the others are in the encoder's input.
+    num_decoder_virtual_tokens: so many of the last rows of virtual_embeddings, of each
+      prompt, stand before the decoder's start token; the others are in the encoder's input.
+    num_prompts: K, the prompts that it holds.
   """
 
   virtual_embeddings: Array | None = None
@@ -85,18 +94,42 @@ class Injection:
   layer_embeddings: Array | None = None
   positions: str = flax.struct.field(pytree_node=False, default='before')
   num_decoder_virtual_tokens: int = flax.struct.field(pytree_node=False, default=0)
+  num_prompts: int = flax.struct.field(pytree_node=False, default=1)
 
   @property
   def num_virtual_tokens(self) -> int:
-    """Virtual tokens in the encoder's input."""
+    """Virtual tokens in the encoder's input, those of one prompt."""
     if self.virtual_embeddings is not None:
-      return self.virtual_embeddings.shape[0] - self.num_decoder_virtual_tokens
-    return 0 if self.layer_embeddings is None else self.layer_embeddings.shape[1]
+      rows = self.virtual_embeddings.shape[0] // self.num_prompts
+      return rows - self.num_decoder_virtual_tokens
+    if self.layer_embeddings is not None:
+      return self.layer_embeddings.shape[1] // self.num_prompts
+    return 0
 
-  def decoder_prompt(self, vocab_size: int) -> Array:
-    """Ids [Q] of the virtual tokens that stand before the decoder's start token."""
+  @property
+  def prompt_stride(self) -> int:
+    """What the ids of a prompt's virtual tokens differ by from those of the next prompt's."""
+    return self.num_virtual_tokens + self.num_decoder_virtual_tokens
+
+  def decoder_prompt(self, vocab_size: int, prompt_ids_B: Array | None = None) -> Array:
+    """Ids [Q] of the virtual tokens that stand before the decoder's start token.
+
+    Of several prompts those of each row's own, [B, Q].
+    """
     first = vocab_size + self.num_virtual_tokens
-    return jnp.arange(first, first + self.num_decoder_virtual_tokens, dtype=jnp.int32)
+    ids_Q = jnp.arange(first, first + self.num_decoder_virtual_tokens, dtype=jnp.int32)
+    if self.num_prompts == 1:
+      return ids_Q
+    return ids_Q + jnp.asarray(prompt_ids_B, jnp.int32)[:, None] * self.prompt_stride
+
+  def check_prompt_ids(self, prompt_ids_B: Array | None) -> None:
+    """Raises ValueError where it holds several prompts and rows do not say which is theirs."""
+    if self.num_prompts > 1 and prompt_ids_B is None:
+      raise ValueError(
+          f'The Injection holds {self.num_prompts} prompts, but the batch does not say which of '
+          'them each row has. Set Batch.prompt_ids (prompt_ids_B), or make the batch by '
+          'data.several_prompts.for_prompt.'
+      )
 
   def __str__(self) -> str:
     parts = []
@@ -110,22 +143,35 @@ class Injection:
       parts.append(f'positions {self.positions}')
     if self.num_decoder_virtual_tokens:
       parts.append(f'the last {self.num_decoder_virtual_tokens} rows in the decoder')
+    if self.num_prompts > 1:
+      parts.append(f'{self.num_prompts} prompts')
     return f'Injection({", ".join(parts) or "empty"})'
 
   def check(self, spec: BackboneSpec) -> None:
     """Raises ValueError unless every array fits the backbone described by `spec`."""
+    K = self.num_prompts
+    if not isinstance(K, int) or K < 1:
+      raise ValueError(f'Injection.num_prompts is {K!r}; it holds at least one prompt.')
+    of_prompts = '' if K == 1 else f'{K} prompts × '
     rows = 0 if self.virtual_embeddings is None else len(self.virtual_embeddings)
-    if not 0 <= self.num_decoder_virtual_tokens <= rows:
+    if rows % K:
+      raise ValueError(
+          f'Injection.virtual_embeddings has {rows} rows, which do not divide among its {K} '
+          'prompts. Make it by injection_stack.stack_injections, which fills shorter prompts up.'
+      )
+    if not 0 <= self.num_decoder_virtual_tokens <= rows // K:
       raise ValueError(
           f'Injection.num_decoder_virtual_tokens is {self.num_decoder_virtual_tokens}, but '
-          f'virtual_embeddings has {rows} rows, of which those would be the last.'
+          f'virtual_embeddings has {rows // K} rows'
+          + (' of each prompt' if K > 1 else '')
+          + ', of which those would be the last.'
       )
     if self.virtual_embeddings is not None:
       shape = self.virtual_embeddings.shape
       if len(shape) != 2 or shape[1] != spec.d_model:
         raise ValueError(
             f'Injection.virtual_embeddings has shape {shape}; this backbone needs '
-            f'[prompt length, d_model={spec.d_model}]. Train or load a prompt made '
+            f'[{of_prompts}prompt length, d_model={spec.d_model}]. Train or load a prompt made '
             'for this backbone; a prompt is never broadcast to another width.'
         )
       if shape[0] == 0:
@@ -135,11 +181,11 @@ class Injection:
         )
     if self.layer_embeddings is not None:
       shape = self.layer_embeddings.shape
-      expected = (spec.num_encoder_layers, self.num_virtual_tokens, spec.d_model)
+      expected = (spec.num_encoder_layers, K * self.num_virtual_tokens, spec.d_model)
       if shape != expected or not self.num_virtual_tokens:
         raise ValueError(
             f'Injection.layer_embeddings has shape {shape}; this backbone needs '
-            f'[encoder layers={expected[0]}, prompt length={expected[1]}, '
+            f'[encoder layers={expected[0]}, {of_prompts}prompt length={expected[1] // K}, '
             f'd_model={expected[2]}]. Train or load a prompt made for this backbone.'
         )
     if self.positions not in POSITIONS:
@@ -157,16 +203,18 @@ class Injection:
       if pair is None:
         continue
       keys, values = (array.shape for array in pair)
+      before = (num_layers,) if K == 1 else (num_layers, K)
       rest = (spec.num_heads, spec.d_kv)
-      fits = len(keys) == 4 and keys[1] > 0 and (keys[0], *keys[2:]) == (num_layers, *rest)
-      if not fits or keys != values:
+      length = keys[-3] if len(keys) == len(before) + 3 else 0
+      if not length or keys != (*before, length, *rest) or keys != values:
         raise ValueError(
             f'Injection.{name} has shape {keys}'
             + (f' for keys and {values} for values' if keys != values else '')
-            + f'; this backbone needs [layers={num_layers}, prefix length, '
-            f'heads={spec.num_heads}, d_kv={spec.d_kv}] for both. A prefix is made for the '
-            'layers and heads of one backbone: train one for this, or load the backbone it '
-            'was made for.'
+            + f'; this backbone needs [layers={num_layers}, '
+            + (f'prompts={K}, ' if K > 1 else '')
+            + f'prefix length, heads={spec.num_heads}, d_kv={spec.d_kv}] for both. A prefix is '
+            'made for the layers and heads of one backbone: train one for this, or load the '
+            'backbone it was made for.'
         )
 
 

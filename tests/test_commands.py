@@ -207,5 +207,52 @@ def test_several_prompts_are_evaluated_into_a_table_and_files(
   ]:
     assert cli.main([*command, f'--gin.PROMPT_FILE={where}']) == 2
     assert re.search(message, capsys.readouterr().err)
-  assert cli.main(['infer', command[1], f'--gin.PROMPT_FILE={both}', 'a dog']) == 2
-  assert 'takes the path of one prompt' in capsys.readouterr().err
+
+
+def test_several_prompts_answer_together(backbone, backbone_dir, tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  paths = [str(tmp_path / f'{seed}.safetensors') for seed in range(3)]
+  for length, path in enumerate(paths, start=2):
+    rows = 3 * rng.normal(size=(length, backbone.spec.d_model)).astype(np.float32)
+    artifact.save_prompt(
+        path, Injection(rows), backbone=backbone, feature_lengths={'inputs': 64, 'targets': 4}
+    )
+  where = f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}'
+  every, out = f'--gin.PROMPT_FILE={tmp_path}/*.safetensors', f'{tmp_path}/out'
+  evaluate = [
+      'evaluate', where, every, '--gin.ENSEMBLE=vote', f'--gin.EVAL_OUTPUT_DIR={out}',
+      '--gin.MIXTURE_OR_TASK_NAME=demo_gloss_category',
+  ]  # fmt: skip
+  assert cli.main(evaluate) == 0
+  printed = capsys.readouterr().out
+  report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+  (task,) = report['tasks'].values()
+  assert report['ensemble'] == 'vote' and task['prompts'] == paths
+  row = next(line for line in printed.splitlines() if line.startswith('| demo_gloss_category'))
+  values = task['metrics']['accuracy']['values']
+  expected = [f'{max(values):.2f}', f"{task['ensemble']['accuracy']:.2f}", '480', '3']
+  assert [cell.strip() for cell in row.strip('|').split('|')][4:] == expected
+  infer = ['infer', where, f'--gin.PROMPT_FILE={paths!r}', 'a dog']
+  labels = "--gin.CLASS_LABELS=['animal', 'plant']"
+  assert cli.main([*infer, labels, f'--gin.INFER_OUTPUT_DIR={out}']) == 0
+  answer, *told = capsys.readouterr().out.rstrip('\n').split('\t')
+  kept = json.loads((tmp_path / 'out' / 'inferences.jsonl').read_text())
+  assert answer == kept['prediction'] and sum(kept['votes'].values()) == 3
+  best = max(kept['scores'], key=kept['scores'].get)
+  assert told[0] == f"{best} {kept['scores'][best]:.3f}, {kept['votes'].get(best, 0)} of 3"
+  assert cli.main([*infer, '--gin.Decoding.max_length=2']) == 0
+  assert re.search(r'\t[123] of 3\n$', capsys.readouterr().out)
+  for flags, message in [
+      ([*infer, '--gin.ENSEMBLE=mean'], 'mean log-probabilities of CLASS_LABELS, which are not'),
+      (['infer', where, "--gin.PROMPT_FILE={'cb': 'x'}", 'a dog'], 'infer knows of no task'),
+      (['infer', where, '--gin.PROMPT_FILE=/tmp/{task}/x', 'a dog'], 'infer knows of no task'),
+      ([*evaluate, '--gin.EVAL_METHOD=generate', '--gin.ENSEMBLE=mean'], 'writes answers freely'),
+  ]:
+    assert cli.main(flags) == 2
+    assert message in capsys.readouterr().err
+  wide = str(tmp_path / 'of_template.safetensors')
+  artifact.save_prompt(
+      wide, Injection(np.ones((1, 16), np.float32)), backbone=backbone, placement='{1} {sub}'
+  )
+  assert cli.main(['infer', where, f'--gin.PROMPT_FILE={[paths[0], wide]!r}', 'a dog']) == 2
+  assert 'templates of different fields (inputs; sub)' in capsys.readouterr().err

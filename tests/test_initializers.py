@@ -78,3 +78,25 @@ def test_words_that_are_none_are_refused(backbone):
 def test_words_need_a_vocabulary(name):
   with pytest.raises(ValueError, match='tiny has no vocabulary.*VOCABULARY'):
     _initializers(make_backbone(None))[name](KEY, (3, WIDTH))
+
+
+def test_a_prompt_of_another_task_is_cut_or_filled_up_only_where_that_is_asked_for(
+    backbone, tmp_path
+):
+  rows = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
+  np.save(tmp_path / 'p.npy', rows)
+  exact = initializers.from_file(str(tmp_path / 'p.npy'))
+  np.testing.assert_array_equal(exact(KEY, (3, WIDTH)), rows)
+  for length in (2, 5):
+    message = rf'p.npy holds a prompt of shape \[3, 16\], .* \[{length}, 16\]. Set PROMPT_LENGTH=3'
+    with pytest.raises(ValueError, match=message + '.*from_file_any_length'):
+      exact(KEY, (length, WIDTH))
+  words = initializers.sampled_vocab(backbone)
+  fitted = initializers.from_file(str(tmp_path / 'p.npy'), fallback=words)
+  np.testing.assert_array_equal(fitted(KEY, (2, WIDTH)), rows[:2])
+  np.testing.assert_array_equal(fitted(KEY, (3, WIDTH)), rows)
+  longer = fitted(KEY, (5, WIDTH))
+  np.testing.assert_array_equal(longer[:3], rows)
+  np.testing.assert_array_equal(longer[3:], words(KEY, (5, WIDTH))[3:])
+  with pytest.raises(ValueError, match='backbone of another width'):
+    fitted(KEY, (3, WIDTH + 1))

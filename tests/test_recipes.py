@@ -6,6 +6,7 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
 from prompt_tuning_jax import cli, config
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures('elsewhere')
 def test_there_are_files_of_every_kind():
   folders = {name.split('/')[0] for name in FILES}
   assert folders == {
-      'recipes', 'models', 'methods', 'initializers', 'mixtures', 'decoding'
+      'recipes', 'models', 'methods', 'initializers', 'mixtures', 'decoding', 'sweeps'
   }  # fmt: skip
 
 
@@ -70,6 +71,9 @@ def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(
   for name in re.findall(r"'(reviews/.+?)'", text):
     (tmp_path / 'reviews').mkdir(exist_ok=True)
     (tmp_path / name).write_text('text\tlabel\na warm film\t1\n')
+  if "include 'initializers/from_file" in (config.gin_folder() / recipe).read_text():
+    np.save(tmp_path / 'prompt.npy', np.ones((9, 4), np.float32))
+    flags.append(f'--gin.PROMPT_FILE={tmp_path}/prompt.npy')
   status = cli.main([command, *flags])
   printed, errors = capsys.readouterr()
   assert status == 0, errors

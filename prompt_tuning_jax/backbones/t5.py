@@ -168,6 +168,7 @@ class T5(nn.Module):
         batch.encoder_input_tokens,
         injection,
         segment_ids_BS=segment_ids[0],
+        prompt_ids_B=batch.prompt_ids,
         enable_dropout=enable_dropout,
     )
     return self.decode(
@@ -177,6 +178,7 @@ class T5(nn.Module):
         batch.encoder_input_tokens,
         injection,
         segment_ids=segment_ids,
+        prompt_ids_B=batch.prompt_ids,
         enable_dropout=enable_dropout,
     )
 
@@ -186,19 +188,28 @@ class T5(nn.Module):
       injection: Injection | None = None,
       *,
       segment_ids_BS: Array | None = None,
+      prompt_ids_B: Array | None = None,
       enable_dropout: bool = False,
   ) -> Array:
-    """The encoder's output [B, S, D]; padded positions are zero."""
-    injection = self._check(injection)
+    """The encoder's output [B, S, D]; padded positions are zero.
+
+    `prompt_ids_B`, here and below, are `Batch.prompt_ids`.
+    """
+    injection, prompt_ids_B = self._check(injection, prompt_ids_B)
+    virtual_BS = encoder_input_tokens_BS - self.config.vocab_size
+    if prompt_ids_B is not None:
+      # Their ids count the decoder's virtual tokens too, the rows before each layer do not.
+      virtual_BS = virtual_BS - prompt_ids_B[:, None] * injection.num_decoder_virtual_tokens
     x_BSD = self.token_embedder(encoder_input_tokens_BS, injection.virtual_embeddings)
     return self.encoder(
         x_BSD,
         encoder_input_tokens_BS > 0,
         injection.encoder_kv,
         injection.positions,
-        (injection.layer_embeddings, encoder_input_tokens_BS - self.config.vocab_size),
+        (injection.layer_embeddings, virtual_BS),
         enable_dropout,
         segment_ids_BS,
+        prompt_ids_B,
     )
 
   def decode(
@@ -210,13 +221,14 @@ class T5(nn.Module):
       injection: Injection | None = None,
       *,
       segment_ids: tuple[Array | None, Array | None] = (None, None),
+      prompt_ids_B: Array | None = None,
       enable_dropout: bool = False,
   ) -> Array:
     """Logits [B, T, V] of targets that are known, given the encoder's output.
 
     `segment_ids` of packed rows are those of the encoder's and of the decoder's positions.
     """
-    injection = self._check(injection)
+    injection, prompt_ids_B = self._check(injection, prompt_ids_B)
     x_BTD = self.decoder(
         self.token_embedder(decoder_input_tokens_BT, injection.virtual_embeddings),
         decoder_input_tokens_BT,
@@ -227,6 +239,7 @@ class T5(nn.Module):
         injection.positions,
         enable_dropout,
         segment_ids,
+        prompt_ids_B,
     )
     return self._logits(x_BTD)
 
@@ -236,15 +249,17 @@ class T5(nn.Module):
       encoder_input_tokens_BS: Array,
       max_length: int,
       injection: Injection | None = None,
+      prompt_ids_B: Array | None = None,
   ) -> DecoderCache:
     """A cache with which `decode_step` can produce up to `max_length` tokens."""
-    injection = self._check(injection)
+    injection, prompt_ids_B = self._check(injection, prompt_ids_B)
     return self.decoder.init_cache(
         encoded_BSD,
         encoder_input_tokens_BS > 0,
         max_length,
         (injection.decoder_kv, injection.cross_kv),
         injection.positions,
+        prompt_ids_B,
     )
 
   def decode_step(
@@ -266,10 +281,14 @@ class T5(nn.Module):
       x_BTD = x_BTD * self.config.d_model**-0.5
     return self.token_embedder.attend(x_BTD)
 
-  def _check(self, injection: Injection | None) -> Injection:
+  def _check(
+      self, injection: Injection | None, prompt_ids_B: Array | None
+  ) -> tuple[Injection, Array | None]:
+    """The injection, and which of its prompts rows have; None where there is one."""
     injection = injection or Injection()
     injection.check(self.spec)
-    return injection
+    injection.check_prompt_ids(prompt_ids_B)
+    return injection, None if injection.num_prompts == 1 else prompt_ids_B
 
   def keys_and_values(self, params: PyTree, tokens_S: Array) -> Injection:
     """The keys and values that the frozen model itself computes for a text.

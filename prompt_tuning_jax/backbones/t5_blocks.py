@@ -18,6 +18,7 @@ from prompt_tuning_jax.partitioning import constrain_rows
 from prompt_tuning_jax.typing import Array, KeysValues
 
 # Keys and values [L, P, N, H] that the decoder's layers see in self- and cross-attention.
+# Of several prompts they are [L, K, P, N, H], and `prompt_ids_B` says which each row sees.
 Prefixes = tuple[KeysValues | None, KeysValues | None]
 
 
@@ -163,6 +164,7 @@ class EncoderLayer(_Layer):
       relpos_bias: Array | tuple[Array, Array] | None,
       keys: KeyPositions,
       enable_dropout: bool,
+      prompt_ids_B: Array | None = None,
   ) -> tuple[Array, None]:
     """Returns the layer's output and, for the scan, nothing."""
     if rows_PD is not None:
@@ -174,7 +176,7 @@ class EncoderLayer(_Layer):
       keys_values = self.attention.keys_and_values(normed_BSD)
       update_BSD = self.attention(
           normed_BSD,
-          *t5_layers.prepend(prefix, keys_values),
+          *t5_layers.prepend(prefix, keys_values, prompt_ids_B),
           add_bias(mask_bias_B1SK, relpos_bias),
           self._dropout_rng(enable_dropout),
       )
@@ -210,28 +212,37 @@ class DecoderLayer(_Layer):
       keys: KeyPositions,
       cross_bias_B1TS: Array,
       enable_dropout: bool,
+      prompt_ids_B: Array | None = None,
   ) -> tuple[Array, None]:
     """All target positions at once (teacher forcing)."""
     prefix, cross_prefix = prefixes
     if relpos_bias is None:
       relpos_bias = keys.bias(self.relpos_bias, jnp.arange(x_BTD.shape[1]))
     normed_BTD = self._normed_inputs(x_BTD, valid_BT)
-    keys_values = t5_layers.prepend(prefix, self.self_attention.keys_and_values(normed_BTD))
+    keys_values = t5_layers.prepend(
+        prefix, self.self_attention.keys_and_values(normed_BTD), prompt_ids_B
+    )
     x_BTD = self._after_self_attention(
         x_BTD, normed_BTD, keys_values, add_bias(mask_bias_B1TK, relpos_bias), enable_dropout
     )
-    _, cross_keys_values = self.cross_keys_and_values(None, cross_prefix, encoded_BSD)
+    _, cross_keys_values = self.cross_keys_and_values(
+        None, cross_prefix, encoded_BSD, prompt_ids_B
+    )
     x_BTD = self._after_cross_attention_and_mlp(
         x_BTD, valid_BT, cross_keys_values, cross_bias_B1TS, enable_dropout
     )
     return x_BTD, None
 
   def cross_keys_and_values(
-      self, carry: None, prefix: KeysValues | None, encoded_BSD: Array
+      self,
+      carry: None,
+      prefix: KeysValues | None,
+      encoded_BSD: Array,
+      prompt_ids_B: Array | None = None,
   ) -> tuple[None, KeysValues]:
     """Keys and values of the encoder's output, the same for all tokens."""
     own = self.encoder_decoder_attention.keys_and_values(encoded_BSD)
-    return carry, t5_layers.prepend(prefix, own)
+    return carry, t5_layers.prepend(prefix, own, prompt_ids_B)
 
   def step(
       self,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from prompt_tuning_jax.partitioning import constrain_rows
 from prompt_tuning_jax.typing import Array, KeysValues
 
 # What T5X adds to the attention logits of a hidden position. In float32 it swallows
@@ -212,22 +213,32 @@ def _softmax_jvp(primals, tangents):
   return y, y * (tangent - jnp.sum(y * tangent, axis=-1, keepdims=True))
 
 
-def prepend(prefix: KeysValues | None, own: KeysValues) -> KeysValues:
-  """Keys and values [B, P + S, N, H]: a prefix's [P, N, H] before a layer's own."""
+def prepend(
+    prefix: KeysValues | None, own: KeysValues, prompt_ids_B: Array | None = None
+) -> KeysValues:
+  """Keys and values [B, P + S, N, H]: a prefix's [P, N, H] before a layer's own.
+
+  Of several prefixes, [K, P, N, H], each row gets the one that its id names.
+  """
   if prefix is None:
     return own
 
-  def one(prefix_PNH: Array, own_BSNH: Array) -> Array:
-    shape = (own_BSNH.shape[0], *prefix_PNH.shape)
-    prefix_BPNH = jnp.broadcast_to(prefix_PNH.astype(own_BSNH.dtype), shape)
+  def one(prefix: Array, own_BSNH: Array) -> Array:
+    if prompt_ids_B is None:
+      shape = (own_BSNH.shape[0], *prefix.shape)
+      prefix_BPNH = jnp.broadcast_to(prefix.astype(own_BSNH.dtype), shape)
+    else:
+      # Converted behind the choice, so that the gradients of its rows add up in float32.
+      prefix_BPNH = jnp.asarray(prefix).at[prompt_ids_B].get(mode='clip')
+      prefix_BPNH = constrain_rows(prefix_BPNH.astype(own_BSNH.dtype))
     return jnp.concatenate([prefix_BPNH, own_BSNH], axis=1)
 
   return tuple(map(one, prefix, own))
 
 
 def prefix_length(prefix: KeysValues | None) -> int:
-  """Positions of a prefix [L, P, N, H]."""
-  return 0 if prefix is None else prefix[0].shape[1]
+  """Positions of a prefix [L, P, N, H], or of each of several."""
+  return 0 if prefix is None else prefix[0].shape[-3]
 
 
 # How queries, keys and values become outputs: by the products written out here, or by

@@ -93,12 +93,12 @@ def _scanned(layer_class: type[nn.Module], length: int, remat: str, unroll: bool
     return dict(in_axes=(0,) * scanned + (nn.broadcast,) * broadcast, **shared)
 
   if issubclass(layer_class, EncoderLayer):
-    return nn.scan(layer_class, methods={'__call__': method(scanned=2, broadcast=6)})
+    return nn.scan(layer_class, methods={'__call__': method(scanned=2, broadcast=7)})
   return nn.scan(
       layer_class,
       methods={
-          '__call__': method(scanned=1, broadcast=7),
-          'cross_keys_and_values': method(scanned=1, broadcast=1),
+          '__call__': method(scanned=1, broadcast=8),
+          'cross_keys_and_values': method(scanned=1, broadcast=2),
           'step': method(scanned=2, broadcast=4),
       },
   )
@@ -147,11 +147,14 @@ class Encoder(_Stack):
       layer_rows: tuple[Array | None, Array | None] = (None, None),
       enable_dropout: bool = False,
       segment_ids_BS: Array | None = None,
+      prompt_ids_B: Array | None = None,
   ) -> Array:
     """Encodes all positions; `valid_BS` is False on padding.
 
     `layer_rows` are rows [L, P, D] that stand at virtual tokens before every layer, and
     which of them stands at each position, negative where none does.
+
+    Of several prompts `prefix` is [L, K, P, N, H], of which each row sees that of its id.
     """
     length = x_BSD.shape[1]
     keys = KeyPositions.of(length, prefix, prefix_positions, segment_ids_BS)
@@ -174,6 +177,7 @@ class Encoder(_Stack):
         relpos_bias,
         keys,
         enable_dropout,
+        prompt_ids_B,
     )
     return self._dropout(
         self.encoder_norm(x_BSD) * valid_BS[..., None], enable_dropout
@@ -208,10 +212,12 @@ class Decoder(_Stack):
       prefix_positions: str = 'before',
       enable_dropout: bool = False,
       segment_ids: tuple[Array | None, Array | None] = (None, None),
+      prompt_ids_B: Array | None = None,
   ) -> Array:
     """Returns the normed outputs [B, T, D]; those of padding are zero.
 
     `segment_ids` are those of the encoder's positions [B, S] and of the decoder's [B, T].
+    `prompt_ids_B` is as in the encoder.
     """
     prefix, cross_prefix = prefixes
     encoder_segments_BS, segments_BT = segment_ids
@@ -247,6 +253,7 @@ class Decoder(_Stack):
         keys,
         _mask_bias(_prefix_visible(cross_visible_B1TS, cross_prefix), self.dtype),
         enable_dropout,
+        prompt_ids_B,
     )
     x_BTD = self._dropout(self.decoder_norm(x_BTD), enable_dropout)
     return x_BTD * valid_BT[..., None]
@@ -258,12 +265,13 @@ class Decoder(_Stack):
       max_length: int,
       prefixes: Prefixes = (None, None),
       prefix_positions: str = 'before',
+      prompt_ids_B: Array | None = None,
   ) -> DecoderCache:
     """A cache for `max_length` tokens that holds the prefixes and the encoder's output."""
     config = self.config
     prefix, cross_prefix = prefixes
     _, (cross_keys, cross_values) = self.layers.cross_keys_and_values(
-        None, cross_prefix, encoded_BSD
+        None, cross_prefix, encoded_BSD, prompt_ids_B
     )
     empty_LBTNH = jnp.zeros(
         (
@@ -275,7 +283,9 @@ class Decoder(_Stack):
         ),
         self.dtype,
     )
-    self_keys, self_values = jax.vmap(t5_layers.prepend)(prefix, (empty_LBTNH, empty_LBTNH))
+    self_keys, self_values = jax.vmap(t5_layers.prepend, (0, 0, None))(
+        prefix, (empty_LBTNH, empty_LBTNH), prompt_ids_B
+    )
     return DecoderCache(
         self_keys=self_keys,
         self_values=self_values,

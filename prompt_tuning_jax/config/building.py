@@ -7,6 +7,7 @@ be checked without reading anything large.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -20,9 +21,12 @@ from prompt_tuning_jax.checkpoints import load
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.training.description import describe
 
 # In a dry run weights may be missing where the sizes are known, and texts stay unread.
 _dry_run = False
+# Backbones by what they were asked for with, where they are shared.
+_shared: dict[str, Backbone] | None = None
 # How many processes a dry run stands for; it sees the devices of one.
 _num_processes = 1
 
@@ -36,6 +40,20 @@ def dry_run(num_processes: int = 1) -> Iterator[None]:
     yield
   finally:
     _dry_run, _num_processes = False, 1
+
+
+@contextlib.contextmanager
+def shared_backbones() -> Iterator[None]:
+  """In this context backbones that are asked for by the same arguments are one object.
+
+  The runs of a sweep are configured one by one, and have one copy of the weights.
+  """
+  global _shared
+  _shared = {}
+  try:
+    yield
+  finally:
+    _shared = None
 
 
 def make_mesh(model: int = 1) -> Mesh | None:
@@ -89,6 +107,28 @@ def load_backbone(
     ValueError: if the model at `where` has other sizes than `config`; else as
       `checkpoints.load.load_backbone`.
   """
+  asked = locals()
+  if _shared is None:
+    return _load_backbone(**asked)
+  key = json.dumps(describe(asked), sort_keys=True, default=str)
+  if key not in _shared:
+    _shared[key] = _load_backbone(**asked)
+  return _shared[key]
+
+
+def _load_backbone(
+    where: str | os.PathLike[str],
+    *,
+    config: T5Config | None,
+    dtype: str,
+    param_dtype: str | None,
+    max_distance: int | None,
+    vocabulary: Vocabulary | str | None,
+    remat: str,
+    attention: str,
+    mesh: Mesh | None,
+    rules: partitioning.Rules,
+) -> Backbone:
   if _dry_run and attention == 'cudnn':
     # Nothing is computed: the devices that could are those of another machine.
     attention = 'dot_product'

@@ -24,8 +24,10 @@ from prompt_tuning_jax.data import buckets, cache
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
 from prompt_tuning_jax.data.virtual_tokens import as_placement
-from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.evaluation import evaluator
 from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
+from prompt_tuning_jax.evaluation.voting import check_ensemble
+from prompt_tuning_jax.injection_stack import stack_injections
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.prompt_files import load_prompt
@@ -64,15 +66,20 @@ def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
 
   Raises:
     ValueError, ImportError: if there is no such task.
-    ValueError, OSError: if a prompt or a backbone to convert cannot be read, or a prompt
-      does not fit the backbone.
+    ValueError, OSError: if a prompt or a backbone to convert cannot be read, a prompt does not
+      fit the backbone, or several are to answer together and are not of one kind.
   """
   backbone = kwargs.get('backbone')
   where = kwargs.get('prompt_file') or kwargs.get('import_path')
+  injections = []
   for path in _paths_without_tasks(where) if where else ():
     prompt = load_prompt(path)
     if backbone is not None:
       prompt.injection.check(backbone.spec)
+    injections.append(prompt.injection)
+  # Those of different tasks never answer together.
+  if kwargs.get('ensemble') and injections and not isinstance(where, Mapping):
+    stack_injections(injections)
   if command == 'convert' and not load.is_elsewhere(kwargs['where']):
     load.open_checkpoint(load.find(kwargs['where']), kwargs.get('max_distance'))
   task, eval_task = kwargs.get('task'), kwargs.get('eval_task')
@@ -126,7 +133,7 @@ def _check_train(
   partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
   backbone.module.clone(dropout_rate=dropout_rate)  # Says what it cannot.
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
-  _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
+  _check_choice('EVAL_METHOD', eval_method, evaluator.METHODS)
   count = 0 if method is None else method.num_virtual_tokens
   if lengths == 'pack' and packed_length is not None and packed_length <= count:
     raise ValueError(
@@ -162,6 +169,7 @@ def _check_evaluate(
     eval_method: str = 'rank',
     lengths: str = 'bucket',
     decoding: Any = None,
+    ensemble: str | None = None,
     **others: Any,
 ) -> list[str]:
   del others
@@ -170,6 +178,13 @@ def _check_evaluate(
         f'PROMPT_FILE={prompt_file} and CHECKPOINT_PATH={checkpoint_path} are both set; '
         'evaluate takes one of them.'
     )
+  if ensemble is not None:
+    check_ensemble(ensemble)
+    if not prompt_file:
+      raise ValueError(
+          f'ENSEMBLE={ensemble!r} is of several prompts, but PROMPT_FILE names none: give a list, '
+          'or a path with * in it; or set ENSEMBLE=None.'
+      )
   if prompt_file:
     _paths_without_tasks(prompt_file)
   if checkpoint_path:
@@ -177,20 +192,32 @@ def _check_evaluate(
   if placement is not None:
     as_placement(placement).bind(backbone.vocabulary)
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
-  _check_choice('EVAL_METHOD', eval_method, evaluate_lib.METHODS)
+  _check_choice('EVAL_METHOD', eval_method, evaluator.METHODS)
   return _notes_on_decoding(decoding, eval_method)
 
 
 def _check_infer(
     *,
     backbone: Backbone,
-    prompt_file: str | None = None,
+    prompt_file: str | Sequence[str] | None = None,
     choices: Sequence[str] | None = None,
     placement: Any = None,
+    ensemble: str = 'vote',
     **others: Any,
 ) -> None:
   del others
-  _check_prompt_file(prompt_file)
+  if isinstance(prompt_file, Mapping) or any('{task}' in p for p in _listed(prompt_file or ())):
+    raise ValueError(
+        f'PROMPT_FILE is {prompt_file!r}, the prompts of each task; infer knows of no task. Name '
+        'the prompt, or by a list or a path with * in it several that answer together.'
+    )
+  count = len(_paths_without_tasks(prompt_file)) if prompt_file else 0
+  check_ensemble(ensemble)
+  if count > 1 and ensemble == 'mean' and choices is None:
+    raise ValueError(
+        "ENSEMBLE='mean' compares mean log-probabilities of CLASS_LABELS, which are not set. Name "
+        "them, or set ENSEMBLE='vote'."
+    )
   if placement is not None:
     as_placement(placement).bind(backbone.vocabulary)
   if choices is not None and not choices:
@@ -373,8 +400,8 @@ def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:
 def _check_is_path(path: Any) -> None:
   if path is not None and not isinstance(path, str):
     raise ValueError(
-        f'PROMPT_FILE is {path!r}; this command takes the path of one prompt. Only evaluate '
-        'takes several.'
+        f'PROMPT_FILE is {path!r}; this command takes the path of one prompt. Only evaluate and '
+        'infer take several.'
     )
 
 

@@ -121,6 +121,10 @@ _PLACEMENT = Kind(
     is_text=True,
 )
 _OBJECT = Kind('what a function returns, with @ and ()', lambda v: False, is_object=True)
+_GRID = Kind(
+    'a dict of lists of values, by macros',
+    lambda v: isinstance(v, Mapping) and bool(v) and all(map(_is_text, v)),
+)
 _OPTIMIZERS = Kind(
     'an optimiser with @ and (), or a dict of them',
     lambda v: isinstance(v, Mapping) and bool(v) and all(map(is_reference, v.values())),
@@ -247,6 +251,12 @@ MACROS: Mapping[str, Macro] = {
     'PLAN_TARGET': Macro(
         "devices to plan for: '8xH100-80GB', 'v5e-8', 'here'", "'8xH100-80GB'", _TEXT
     ),
+    'SWEEP': Macro(
+        'the grid of a sweep: a dict from macros (or MODEL, METHOD, PROMPT_INIT: gin files) to '
+        'lists of their values',
+        "{'PROMPT_LENGTH': [1, 20, 100], 'RANDOM_SEED': [0, 1, 2]}",
+        _GRID,
+    ),
     'BATCH_SIZE': Macro('examples in a batch', '32', _COUNT),
     'EVAL_BATCH_SIZE': Macro('examples in a batch of an evaluation', '64', _COUNT, True),
     'MICROBATCHES': Macro('parts of a batch, one after the other, to save memory', '1', _COUNT),
@@ -317,10 +327,18 @@ MACROS: Mapping[str, Macro] = {
         True,
     ),
     'PROMPT_FILE': Macro(
-        'a tuned prompt: an artifact or the .npy of the original code; evaluate takes several '
-        "too ('/runs/{task}/*/prompt.safetensors', a list, a dict from tasks)",
+        'a tuned prompt: an artifact or the .npy of the original code; evaluate and infer take '
+        "several too ('/runs/*/prompt.safetensors', a list), evaluate also those of each task "
+        "('{task}' in the path, a dict from tasks)",
         "'/tmp/run/prompt.safetensors'",
         _PROMPTS,
+        True,
+    ),
+    'ENSEMBLE': Macro(
+        "how several prompts answer together: by 'vote', or by the 'mean' of their "
+        'log-probabilities of each class; None: each for itself',
+        "'vote'",
+        _TEXT,
         True,
     ),
     'EXPORT_PATH': Macro(

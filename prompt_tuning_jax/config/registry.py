@@ -59,6 +59,7 @@ _FUNCTIONS: Mapping[str, str] = {
 # The commands that gin configures. Gin gathers their arguments; `cli.py` calls them.
 _COMMANDS: Mapping[str, str] = {
     'train': 'training.train:train',
+    'sweep': 'training.sweep:sweep',
     'pretrain': 'training.pretrain:pretrain',
     'adapt': 'training.pretrain:pretrain',
     'plan': 'plan:plan',

@@ -27,6 +27,7 @@ from prompt_tuning_jax.data import buckets as buckets_lib
 from prompt_tuning_jax.data import packing as packing_lib
 from prompt_tuning_jax.data.examples import Examples
 from prompt_tuning_jax.data.order import ExampleOrder
+from prompt_tuning_jax.data.several_prompts import ExamplesOfPrompts, PromptLayout
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement
 from prompt_tuning_jax.typing import Batch
@@ -41,6 +42,9 @@ class TrainBatches:
     target_length: T, the decoder's width without its prompt: the feature length. Packed rows
       have a width of their own.
     packing: the shapes of packed batches; None where each row is one example.
+    num_virtual_tokens: P, of each example in the encoder's input.
+    longest: tokens of the longest example for the encoder, virtual ones included.
+    longest_target: the same for the decoder.
     examples_per_epoch: examples of all tasks together.
   """
 
@@ -103,7 +107,8 @@ class TrainBatches:
             'out to switch it off.'
         )
     self.batch_size = batch_size
-    self._rows = _local_rows(batch_size, process_index, process_count)
+    self.num_virtual_tokens = num_virtual_tokens
+    self._rows = local_rows(batch_size, process_index, process_count)
     self._sources = [
         Examples(
             task,
@@ -123,17 +128,18 @@ class TrainBatches:
         seed,
     )
     row_widths = [source.widths for source in self._sources]
-    longest = max(int(widths.max()) for widths in row_widths)
+    self.longest = max(int(widths.max()) for widths in row_widths)
+    self.longest_target = max(int(source.target_widths.max()) for source in self._sources)
     self.target_length = feature_lengths['targets']
     self.packing = None
     if lengths == 'pack':
       self.packing = packing_lib.Packing.choose(
-          map(self._needs, map(self.rows, itertools.count())),
+          map(self.needs, map(self.rows, itertools.count())),
           widths=packing_lib.packed_widths(
-              packed_length, longest, feature_lengths, num_virtual_tokens
+              packed_length, self.longest, feature_lengths, num_virtual_tokens
           ),
-          longest=longest,
-          longest_target=max(int(source.target_widths.max()) for source in self._sources),
+          longest=self.longest,
+          longest_target=self.longest_target,
           batch_size=batch_size,
           multiple=math.lcm(row_multiple, process_count),
       )
@@ -141,7 +147,7 @@ class TrainBatches:
       self._share = process_index, process_count
       return
     self.widths = buckets_lib.encoder_widths(
-        longest,
+        self.longest,
         lengths,
         buckets,
         buckets_lib.random_batch_widths(
@@ -169,25 +175,30 @@ class TrainBatches:
   def __getitem__(self, step: int) -> Batch:
     """The batch of a step: this host's rows."""
     rows = self.rows(step)
-    sources = self._sources
     # All hosts must agree on the shape, so it is that of the whole batch.
-    widths, target_widths = self._needs(rows)
+    widths, target_widths = self.needs(rows)
     if self.packing is not None:
       packed, count = self.packing.lay(widths, target_widths)
-      own = _local_rows(count, *self._share)
-      return sources[0].packed(
-          [[self._example(*rows[number]) for number in row] for row in packed[own]],
+      own = local_rows(count, *self._share)
+      return self.packed_rows(
+          [[rows[number] for number in row] for row in packed[own]],
           encoder_width=self.packing.width,
           decoder_width=self.packing.decoder_width,
           batch_size=own.stop - own.start,
       )
     longest = int(widths.max())
-    return sources[0].padded(
-        [self._example(*row) for row in rows[self._rows]],
+    return self._sources[0].padded(
+        [self.example(*row) for row in rows[self._rows]],
         encoder_width=buckets_lib.narrowest(self.widths, longest),
     )
 
-  def _needs(self, rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+  def packed_rows(
+      self, rows: Sequence[Sequence[tuple[int, int]]], **shape: int
+  ) -> Batch:
+    """A packed batch of rows of (task, example); `shape` as `packing.packed_batch` takes it."""
+    return self._sources[0].packed([[self.example(*one) for one in row] for row in rows], **shape)
+
+  def needs(self, rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each example for the encoder and for the decoder."""
     sources = [self._sources[task] for task, _ in rows]
     return (
@@ -195,7 +206,8 @@ class TrainBatches:
         np.array([source.target_widths[index] for source, (_, index) in zip(sources, rows)]),
     )
 
-  def _example(self, task: int, index: int) -> dict[str, np.ndarray]:
+  def example(self, task: int, index: int) -> dict[str, np.ndarray]:
+    """The tokens of an example of `rows`."""
     return self._sources[task].example(index)
 
 
@@ -206,9 +218,12 @@ class EvalBatches:
   has a row of its own, so that 'pack' is 'bucket' here. With that the examples come longest
   first, so that batches hold examples of alike lengths and too little memory shows at once.
 
+  Where several prompts answer (`prompts`), each example has a row for every one of them, in
+  their order: a batch then holds batch_size examples in as many times more rows.
+
   Attributes:
-    batch_size: B, rows over all hosts.
-    rows: which of them are this host's.
+    batch_size: examples of a batch, over all hosts; as many rows for each prompt.
+    rows: which of the examples are this host's.
     widths: the encoder widths that may occur, prompt included, ascending.
     target_length: T, the decoder's width without its prompt: the feature length.
   """
@@ -225,25 +240,34 @@ class EvalBatches:
       placement: Placement | str = 'prefix',
       lengths: str = 'pad',
       buckets: Sequence[int] | None = None,
+      prompts: Sequence[PromptLayout] = (),
       process_index: int = 0,
       process_count: int = 1,
   ):
     """See `TrainBatches` for the arguments and what is raised.
+
+    Of `prompts`, where there are any, each brings its own counts of virtual tokens and placement.
 
     The numbers that come with a batch are those of the whole batch, in the order of
     its rows over all hosts; rows beyond them are empty.
     """
     lengths = 'bucket' if lengths == 'pack' else lengths
     self.batch_size = batch_size
-    self.rows = _local_rows(batch_size, process_index, process_count)
-    self._source = Examples(
-        task,
-        feature_lengths,
-        vocab_size,
-        num_virtual_tokens,
-        num_decoder_virtual_tokens,
-        placement,
-    )
+    self.rows = local_rows(batch_size, process_index, process_count)
+    self._source: Examples | ExamplesOfPrompts
+    if prompts:
+      self._source = ExamplesOfPrompts(task, feature_lengths, vocab_size, prompts)
+      num_virtual_tokens = self._source.num_virtual_tokens
+      feature_lengths = {**feature_lengths, 'inputs': self._source.input_length}
+    else:
+      self._source = Examples(
+          task,
+          feature_lengths,
+          vocab_size,
+          num_virtual_tokens,
+          num_decoder_virtual_tokens,
+          placement,
+      )
     self._order = np.arange(len(task))
     if lengths == 'bucket':
       self._order = np.argsort(-self._source.widths, kind='stable')
@@ -279,7 +303,7 @@ class EvalBatches:
       yield batch, indices
 
 
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+def local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
   if batch_size < 1:
     raise ValueError(
         f'BATCH_SIZE={batch_size}, but a batch has at least one row. Use '

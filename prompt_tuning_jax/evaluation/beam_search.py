@@ -26,6 +26,7 @@ def beam_search(
     num_beams: int = 4,
     alpha: float = 0.6,
     eos_id: int = 1,
+    prompt_ids_B: Array | None = None,
 ) -> Decoded:
   """Beam search as T5X does it; with one beam, T5X's default decoder.
 
@@ -43,6 +44,7 @@ def beam_search(
     num_beams: K.
     alpha: exponent of the brevity penalty; 0 switches it off.
     eos_id: the token that ends a sequence.
+    prompt_ids_B: which of several prompts a row has (`typing.Batch`).
 
   Returns:
     The finished sequences of each row in ascending order of their score, unfilled
@@ -55,6 +57,7 @@ def beam_search(
       params,
       encoder_input_tokens_BS,
       injection,
+      prompt_ids_B,
       alpha,
       max_length=max_length,
       num_beams=num_beams,
@@ -86,6 +89,7 @@ def _beam_search(
     params: PyTree,
     inputs_BS: Array,
     injection: Injection | None,
+    prompt_ids_B: Array | None,
     alpha: Array | float,
     *,
     max_length: int,
@@ -93,7 +97,7 @@ def _beam_search(
     eos_id: int,
 ) -> Decoded:
   B, K = inputs_BS.shape[0], num_beams
-  decoder = CachedDecoder(module, params, inputs_BS, injection)
+  decoder = CachedDecoder(module, params, inputs_BS, injection, prompt_ids_B)
   empty_B = ~jnp.any(inputs_BS > 0, axis=-1)
 
   def brevity(length: Array | int) -> Array:

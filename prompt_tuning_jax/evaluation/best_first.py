@@ -64,6 +64,7 @@ def best_choices(
     encoder_input_tokens_BS: Array,
     tree: ChoiceTree,
     injection: Injection | None = None,
+    prompt_ids_B: Array | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The best choice for every input, and its score.
 
@@ -74,13 +75,14 @@ def best_choices(
       them searches for all of its rows, so that they ask for the same passes.
     tree: the choices.
     injection: the prompt, or None.
+    prompt_ids_B: which of several prompts a row has (`typing.Batch`).
 
   Returns:
     numbers [B] of the choices and their log-probabilities [B], natural logarithms. For a row
     of padding nothing is searched: it has choice 0 and the score 0.
   """
   inputs_BS = partitioning.whole(encoder_input_tokens_BS)
-  encoded_BSD = _encode(module, params, encoder_input_tokens_BS, injection)
+  encoded_BSD = _encode(module, params, encoder_input_tokens_BS, injection, prompt_ids_B)
   best_B, scores_B = np.zeros(len(inputs_BS), int), np.zeros(len(inputs_BS))
   searches = {row: _Search(tree) for row, tokens in enumerate(inputs_BS) if tokens.any()}
   while searches:
@@ -93,6 +95,7 @@ def best_choices(
             encoded_BSD,
             *_padded(chosen, len(inputs_BS)),
             injection,
+            prompt_ids_B,
         )
     )
     for row, starts in chosen.items():
@@ -161,9 +164,15 @@ def _padded(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(
-    module: nn.Module, params: PyTree, inputs_BS: Array, injection: Injection | None
+    module: nn.Module,
+    params: PyTree,
+    inputs_BS: Array,
+    injection: Injection | None,
+    prompt_ids_B: Array | None,
 ) -> Array:
-  return module.apply({'params': params}, inputs_BS, injection, method='encode')
+  return module.apply(
+      {'params': params}, inputs_BS, injection, method='encode', prompt_ids_B=prompt_ids_B
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -175,12 +184,13 @@ def _next_log_probs(
     tokens_KBT: Array,
     lengths_KB: Array,
     injection: Injection | None,
+    prompt_ids_B: Array | None,
 ) -> Array:
   """Log-probabilities [K, B, V] of the token behind each of K beginnings of every row."""
 
   def of_one(tokens_BT: Array, lengths_B: Array) -> Array:
     logits_BTV = ranking.teacher_forced_logits(
-        module, params, tokens_BT, encoded_BSD, inputs_BS, injection
+        module, params, tokens_BT, encoded_BSD, inputs_BS, injection, prompt_ids_B
     )
     logits_BV = jnp.take_along_axis(logits_BTV, lengths_B[:, None, None], axis=1)[:, 0]
     return jax.nn.log_softmax(logits_BV.astype(jnp.float32))

@@ -33,19 +33,29 @@ class CachedDecoder:
       params: PyTree,
       inputs_BS: Array,
       injection: Injection | None,
+      prompt_ids_B: Array | None = None,
   ):
     self._apply = functools.partial(module.apply, {'params': params})
     self._module = module
     self._inputs_BS = inputs_BS
     self._injection = injection
+    # A model of one prompt need not know of several.
+    self._of_rows = {} if prompt_ids_B is None else {'prompt_ids_B': prompt_ids_B}
 
   def init_cache(self, max_length: int, copies: int) -> PyTree:
     """A cache whose row b · copies + k belongs to sequence k of input b."""
     with jax.named_scope('encode'):
-      encoded_BSD = self._apply(self._inputs_BS, self._injection, method='encode')
+      encoded_BSD = self._apply(
+          self._inputs_BS, self._injection, method='encode', **self._of_rows
+      )
     count = 0 if self._injection is None else self._injection.num_decoder_virtual_tokens
     cache = self._apply(
-        encoded_BSD, self._inputs_BS, count + max_length, self._injection, method='init_cache'
+        encoded_BSD,
+        self._inputs_BS,
+        count + max_length,
+        self._injection,
+        method='init_cache',
+        **self._of_rows,
     )
     if count:
       cache = self._after_decoder_prompt(cache)
@@ -58,13 +68,13 @@ class CachedDecoder:
     """The cache once the decoder has read the virtual tokens before its start token."""
 
     def read(cache, token):
-      tokens_B = jnp.full(self._inputs_BS.shape[0], token)
+      tokens_B = jnp.broadcast_to(token, self._inputs_BS.shape[:1])
       _, cache = self._apply(tokens_B, cache, self._injection, method='decode_step')
       return cache, None
 
     with jax.named_scope('decoder_prompt'):
-      prompt_Q = self._injection.decoder_prompt(self._module.spec.vocab_size)
-      return jax.lax.scan(read, cache, prompt_Q)[0]
+      prompt = self._injection.decoder_prompt(self._module.spec.vocab_size, **self._of_rows)
+      return jax.lax.scan(read, cache, prompt.T)[0]
 
   def step(self, token_B: Array, cache: PyTree) -> tuple[Array, PyTree]:
     """Logits [B, V] of the next token in float32, and the new cache."""

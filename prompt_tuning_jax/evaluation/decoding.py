@@ -69,6 +69,7 @@ class Decoding:
       *,
       eos_id: int = 1,
       numbers: Sequence[int] | None = None,
+      prompt_ids_B: Array | None = None,
   ) -> Decoded:
     """Decodes a batch.
 
@@ -80,9 +81,10 @@ class Decoding:
       eos_id: the token that ends a sequence.
       numbers: of 'sample', the number of each row among all inputs, which with the
         seed gives its randomness; default 0, 1, …
+      prompt_ids_B: which of several prompts a row has (`typing.Batch`).
     """
     arguments = (module, params, encoder_input_tokens_BS, injection)
-    common = dict(max_length=self.max_length, eos_id=eos_id)
+    common = dict(max_length=self.max_length, eos_id=eos_id, prompt_ids_B=prompt_ids_B)
     if self.strategy == 'greedy':
       return greedy(*arguments, **common)
     if self.strategy == 'beam':

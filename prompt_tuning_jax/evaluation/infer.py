@@ -2,9 +2,10 @@
 
     generate(backbone, prompt, ['hypothesis: … premise: …'])         # ['entailment']
     rank(backbone, prompt, texts, ['yes', 'no'])[0].label            # 'yes'
+    ensemble(backbone, prompts, texts, choices=['yes', 'no'])[0].votes    # {'yes': 4, 'no': 1}
 
-Texts of different prompts share a batch where each has a prompt of its own: the rows
-then name their virtual tokens in one table of all prompts.
+Texts of different prompts share a batch where each has a prompt of its own: the prompts are
+stacked (`injection_stack.py`), and each row says which of them it has.
 """
 
 from __future__ import annotations
@@ -12,22 +13,23 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.several_prompts import moved
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, unpack_prompt
-from prompt_tuning_jax.typing import Injection, PyTree
+from prompt_tuning_jax.evaluation.voting import Answer, agreed, check_ensemble
+from prompt_tuning_jax.injection_stack import stack_injections
+from prompt_tuning_jax.typing import Array, Injection, PyTree
 
 
 class Ranked(NamedTuple):
@@ -39,6 +41,21 @@ class Ranked(NamedTuple):
   """
 
   label: str
+  scores: dict[str, float]
+
+
+class Agreed(NamedTuple):
+  """What several prompts answer one text with, together.
+
+  Attributes:
+    label: their answer.
+    votes: how many of them answer what.
+    scores: the mean log-probability of every choice; of texts that were written freely, over
+      the prompts that wrote them, that of the answer alone.
+  """
+
+  label: str
+  votes: dict[str, int]
   scores: dict[str, float]
 
 
@@ -84,21 +101,7 @@ def generate(
   """
   decoding = Decoding(strategy=decode, max_length=max_length, **settings)
   inputs = _Inputs(backbone, prompt, texts, placement, max_input_length)
-  params = backbone.params if params is None else params
-  answers = [''] * len(texts)
-  for tokens_BS, numbers in inputs.batches(batch_size, progress):
-    with partitioning.on(backbone.mesh):
-      decoded = decoding(
-          backbone.module,
-          params,
-          partitioning.split_rows(tokens_BS, backbone.mesh),
-          inputs.injection,
-          eos_id=backbone.vocabulary.eos_id,
-          numbers=numbers,
-      )
-    for number, tokens_T in zip(numbers, partitioning.whole(decoded.tokens_BKT)[:, -1]):
-      answers[number] = backbone.vocabulary.decode(tokens_T)
-  return answers
+  return [text for text, _ in _decoded(inputs, decoding, batch_size, params, progress)]
 
 
 def rank(
@@ -145,15 +148,16 @@ def rank(
     )
   params = backbone.params if params is None else params
   ranked: list[Any] = [None] * len(texts)
-  for tokens_BS, numbers in inputs.batches(batch_size, progress):
+  for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress):
     with partitioning.on(backbone.mesh):
       scores_BC = ranking.score_choices(
           backbone.module,
           params,
-          partitioning.split_rows(tokens_BS, backbone.mesh),
+          tokens_BS,
           choices_CT,
           inputs.injection,
           normalize_by_length=normalize_by_length,
+          **of_rows,
       )
     scores_BC = partitioning.whole(scores_BC)
     for number, best, scores_C in zip(
@@ -177,10 +181,107 @@ def infer(
   return rank(backbone, prompt, texts, choices, **kwargs)
 
 
+def ensemble(
+    backbone: Backbone,
+    prompts: Sequence[AnyPrompt],
+    texts: Sequence[str | Mapping[str, str]],
+    *,
+    choices: Sequence[str] | None = None,
+    how: str = 'vote',
+    batch_size: int = 32,
+    max_input_length: int | None = None,
+    placement: Placement | str | None = None,
+    params: PyTree | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> list[Agreed]:
+  """What several prompts answer each text with, together (Lester et al., 2021, section 6).
+
+  Every text is read once with each prompt, all of them in the same batches.
+
+  Args:
+    backbone: the model.
+    prompts: the members of the ensemble, of one kind (`injection_stack.stack_injections`).
+    texts: as in `generate`.
+    choices: texts to choose from; None writes freely.
+    how: 'vote' or 'mean', see `voting.agreed`.
+    batch_size: most rows in a batch, of which each text needs one for every prompt.
+    max_input_length, placement, params, progress: as in `generate`.
+    **settings: further ones of `rank` (normalize_by_length) or `generate` (decode, max_length …).
+
+  Raises:
+    ValueError: if there are no prompts, they are not of one kind, or 'mean' has no choices; else
+      as `rank` or `generate`.
+  """
+  check_ensemble(how)
+  _check_texts(texts)
+  if not isinstance(prompts, (list, tuple)) or not prompts:
+    raise ValueError(f'prompts is {prompts}; give a list of the prompts of the ensemble.')
+  if how == 'mean' and choices is None:
+    raise ValueError(
+        "An ensemble by 'mean' compares mean log-probabilities of choices, but there are none "
+        "(choices, CLASS_LABELS). Name them, or use 'vote'."
+    )
+  count = len(prompts)
+  rows = dict(batch_size=batch_size, params=params, progress=progress)
+  inputs = dict(max_input_length=max_input_length, placement=placement)
+  every = [prompt for _ in texts for prompt in prompts], [text for text in texts for _ in prompts]
+  answers: list[Answer]
+  if choices is not None:
+    ranked = rank(backbone, *every, choices, **rows, **inputs, **settings)
+    answers = [(answer.label, {'scores': answer.scores}) for answer in ranked]
+  else:
+    strategy = settings.pop('decode', Decoding.strategy)
+    answers = _decoded(
+        _Inputs(backbone, *every, **inputs),
+        Decoding(strategy=strategy, **settings),
+        **rows,
+        rows_of_text=count,
+    )
+  found = [agreed(answers[n : n + count], how) for n in range(0, len(answers), count)]
+  return [
+      Agreed(text, about['votes'], about.get('scores') or {text: about['score']})
+      for text, about in found
+  ]
+
+
+def _decoded(
+    inputs: _Inputs,
+    decoding: Decoding,
+    batch_size: int,
+    params: PyTree | None,
+    progress: bool,
+    rows_of_text: int = 1,
+) -> list[Answer]:
+  """The best answer to each text, with its score.
+
+  Where each text stands there several times, they share the randomness of sampling.
+  """
+  backbone = inputs.backbone
+  params = backbone.params if params is None else params
+  answers: list[Any] = [None] * len(inputs)
+  for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress):
+    with partitioning.on(backbone.mesh):
+      decoded = decoding(
+          backbone.module,
+          params,
+          tokens_BS,
+          inputs.injection,
+          eos_id=backbone.vocabulary.eos_id,
+          numbers=numbers // rows_of_text,
+          **of_rows,
+      )
+    tokens_BKT, scores_BK = map(partitioning.whole, decoded)
+    for number, tokens_T, score in zip(numbers, tokens_BKT[:, -1], scores_BK[:, -1]):
+      answers[number] = backbone.vocabulary.decode(tokens_T), {'score': float(score)}
+  return answers
+
+
 class _Inputs:
   """Tokenised texts with their virtual tokens, and the prompts these stand for.
 
   Attributes:
+    backbone: the model.
     injection: all prompts as one, or None.
   """
 
@@ -192,13 +293,13 @@ class _Inputs:
       placement: Placement | str | None,
       max_input_length: int | None,
   ):
-    if isinstance(texts, str):
-      raise ValueError(f'texts is the one text {texts!r}; give a list of texts.')
+    _check_texts(texts)
     if backbone.vocabulary is None:
       raise ValueError(
           f'{backbone.name} has no vocabulary to read texts with. Load it with '
           'vocabulary=<the SentencePiece model it was trained with>.'
       )
+    self.backbone = backbone
     if isinstance(prompt, (list, tuple)):
       if len(prompt) != len(texts):
         raise ValueError(
@@ -213,7 +314,13 @@ class _Inputs:
     unpacked = {
         key: unpack_prompt(backbone, p) for key, p in dict(zip(keys, prompts)).items()
     }
-    self.injection, offsets = _join({key: i for key, (i, _) in unpacked.items()})
+    injections = [injection for injection, _ in unpacked.values()]
+    # One prompt needs no stacking, and may be none.
+    self.injection = next(iter(injections), None)
+    if len(injections) > 1:
+      self.injection = stack_injections(injections)
+    ids = {key: number for number, key in enumerate(unpacked)}
+    self._prompt_ids = np.array([ids[key] for key in keys], np.int32)
     # So are the words of its template tokenised.
     placements = {
         key: as_placement(
@@ -240,7 +347,9 @@ class _Inputs:
           length=length,
           fields=fields,
       )
-      self._rows.append(np.where(row >= first_id, row + offsets[key], row))
+      if self.injection is not None:
+        row = moved(row, first_id, ids[key] * self.injection.prompt_stride)
+      self._rows.append(row)
     if cut:
       _, number, ordinary, length = max(cut, key=lambda one: one[0])
       warnings.warn(
@@ -250,10 +359,16 @@ class _Inputs:
           stacklevel=3,
       )
 
+  def __len__(self) -> int:
+    return len(self._rows)
+
   def batches(
       self, batch_size: int, progress: bool
-  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of tokens [B, S] and the numbers of their texts; longest texts first."""
+  ) -> Iterator[tuple[Array, dict[str, Array], np.ndarray]]:
+    """Tokens [B, S], further arguments for these rows, and the numbers of their texts.
+
+    The arrays are split over the devices. Longest texts come first.
+    """
     if batch_size < 1:
       raise ValueError(f'batch_size={batch_size} must be at least 1.')
     lengths = np.array([len(row) for row in self._rows], int)
@@ -267,7 +382,18 @@ class _Inputs:
       tokens_BS = np.zeros((batch_size, width), np.int32)
       for row, number in enumerate(numbers):
         tokens_BS[row, : lengths[number]] = self._rows[number]
-      yield tokens_BS, numbers
+      of_rows = {}
+      if self.injection is not None and self.injection.num_prompts > 1:
+        of_rows['prompt_ids_B'] = np.zeros(batch_size, np.int32)
+        of_rows['prompt_ids_B'][: len(numbers)] = self._prompt_ids[numbers]
+      mesh = self.backbone.mesh
+      split = {name: partitioning.split_rows(x, mesh) for name, x in of_rows.items()}
+      yield partitioning.split_rows(tokens_BS, mesh), split, numbers
+
+
+def _check_texts(texts: Any) -> None:
+  if isinstance(texts, str):
+    raise ValueError(f'texts is the one text {texts!r}; give a list of texts.')
 
 
 def _encoded(
@@ -294,27 +420,3 @@ def _width(length: int) -> int:
   while width < length:
     width += width // 2 if width & (width - 1) == 0 else width // 3
   return width
-
-
-def _join(
-    injections: dict[Hashable, Injection | None],
-) -> tuple[Injection | None, dict[Hashable, int]]:
-  """All prompts as one injection, and where the virtual tokens of each begin in it."""
-  if len(injections) <= 1:
-    return next(iter(injections.values()), None), dict.fromkeys(injections, 0)
-  tables, offsets, start = [], {}, 0
-  for key, injection in injections.items():
-    offsets[key] = start
-    if injection is None:
-      continue
-    others = [x for x in jax.tree.leaves(injection) if x is not injection.virtual_embeddings]
-    if others or injection.num_decoder_virtual_tokens:
-      raise ValueError(
-          f"Prompts can share a batch only if they are soft prompts of the encoder's input; "
-          f'one is {injection}. Run the texts of that prompt on their own.'
-      )
-    if injection.virtual_embeddings is not None:
-      tables.append(injection.virtual_embeddings)
-      start += injection.num_virtual_tokens
-  joined = Injection(virtual_embeddings=jnp.concatenate(tables)) if tables else None
-  return joined, offsets

@@ -81,12 +81,13 @@ def teacher_forced_logits(
     encoded_BSD: Array,
     encoder_input_tokens_BS: Array,
     injection: Injection | None,
+    prompt_ids_B: Array | None = None,
 ) -> Array:
   """Logits [B, T, V] of targets, given the encoder's output."""
   prompt_BQ = jnp.zeros((len(targets_BT), 0), jnp.int32)
   if injection is not None and injection.num_decoder_virtual_tokens:
-    prompt_Q = injection.decoder_prompt(module.spec.vocab_size)
-    prompt_BQ = jnp.broadcast_to(prompt_Q, (len(targets_BT), len(prompt_Q)))
+    prompt = injection.decoder_prompt(module.spec.vocab_size, prompt_ids_B)
+    prompt_BQ = jnp.broadcast_to(prompt, (len(targets_BT), prompt.shape[-1]))
   # A prompt of the decoder's own stands before the start token, and has no targets.
   logits = module.apply(
       {'params': params},
@@ -96,6 +97,7 @@ def teacher_forced_logits(
       encoder_input_tokens_BS,
       injection,
       method='decode',
+      prompt_ids_B=prompt_ids_B,
   )
   return logits[:, prompt_BQ.shape[1] :]
 
@@ -109,6 +111,7 @@ def score_choices(
     injection: Injection | None = None,
     *,
     normalize_by_length: bool = False,
+    prompt_ids_B: Array | None = None,
 ) -> Array:
   """Scores [B, C] of every choice for every input, with one pass of the encoder.
 
@@ -122,18 +125,29 @@ def score_choices(
     injection: the prompt, or None.
     normalize_by_length: divide by the number of tokens, end-of-sequence included.
       Sums favour short choices, means favour long ones; sums are the convention.
+    prompt_ids_B: which of several prompts a row has (`typing.Batch`).
   """
 
   with jax.named_scope('encode'):
     encoded_BSD = module.apply(
-        {'params': params}, encoder_input_tokens_BS, injection, method='encode'
+        {'params': params},
+        encoder_input_tokens_BS,
+        injection,
+        method='encode',
+        prompt_ids_B=prompt_ids_B,
     )
   num_rows = encoder_input_tokens_BS.shape[0]
 
   def score_one(choice_T: Array) -> Array:
     targets_BT = jnp.broadcast_to(choice_T, (num_rows, len(choice_T)))
     logits_BTV = teacher_forced_logits(
-        module, params, targets_BT, encoded_BSD, encoder_input_tokens_BS, injection
+        module,
+        params,
+        targets_BT,
+        encoded_BSD,
+        encoder_input_tokens_BS,
+        injection,
+        prompt_ids_B,
     )
     return sequence_scores(logits_BTV, targets_BT)
 

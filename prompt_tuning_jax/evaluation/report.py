@@ -3,6 +3,7 @@
     report = evaluate_prompts(backbone, ['seed_0.safetensors', 'seed_1.safetensors'], 'lama_trex')
     print(report)                 # a table
     report.averages               # {'mean of 41 tasks, hit_at_1': [45.1, 45.6]}
+    evaluate_prompts(…, ensemble='vote')      # and what the prompts answer together
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
+import itertools
 import json
 import math
 import os
@@ -30,13 +32,26 @@ from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
 from prompt_tuning_jax.evaluation import super_glue
+from prompt_tuning_jax.evaluation.ensemble import EnsembleEvaluator
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt
 from prompt_tuning_jax.evaluation.leaderboard import remove_leaderboard, write_leaderboard
-from prompt_tuning_jax.evaluation.results import EvalResult
+from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 
 SUPER_GLUE_SCORE = 'SuperGLUE, mean of 8 tasks'
 
+# What the answers of an ensemble are, for the notes.
+_ENSEMBLES = {
+    'vote': 'what most prompts answer; of equally many what has the higher mean log-probability',
+    'mean': 'the class with the highest log-probability, averaged over prompts',
+}
+
+# The folder of what prompts answer together, beside those of each.
+ENSEMBLE_FOLDER = 'ensemble'
+
 _TASK_SETTINGS = ('task_module', 'tfds_data_dir', 'cache_dir')
+
+# Columns of numbers in the table.
+_NUMERIC = ('score', 'average', 'best', 'ensemble', 'examples', 'prompts')
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -45,14 +60,26 @@ class Report:
 
   Attributes:
     results: for each task's name the result of each prompt, in the order of the prompts.
+    ensembles: for each task's name the result of all its prompts together, if they were asked.
+    ensemble: how they answer together, 'vote' or 'mean'; '' where nobody asked.
   """
 
   results: Mapping[str, Sequence[EvalResult]]
+  ensembles: Mapping[str, EvalResult] = dataclasses.field(default_factory=dict)
+  ensemble: str = ''
 
   def scores(self, task: str) -> dict[str, list[float]]:
     """A task's metrics, each with its value for every prompt."""
     results = self.results[task]
     return {name: [r.metrics[name] for r in results] for name in results[0].metrics}
+
+  @functools.cached_property
+  def _best(self) -> dict[str, dict[str, float]]:
+    """Of each task the highest value that a prompt has, of each metric for itself."""
+    return {
+        task: {name: max(values) for name, values in self.scores(task).items()}
+        for task in self.results
+    }
 
   @functools.cached_property
   def averages(self) -> dict[str, list[float]]:
@@ -71,6 +98,12 @@ class Report:
             for task in self.results
         }
     ]
+    return self._averaged(rows)
+
+  def _averaged(
+      self, rows: Sequence[Mapping[str, Mapping[str, float]]]
+  ) -> dict[str, list[float]]:
+    """The averages of each row, in which every task has its metrics."""
     if not self._without_score:
       return {SUPER_GLUE_SCORE: [super_glue.super_glue_score(row) for row in rows]}
     names = [*map(set, rows[0].values())]
@@ -115,6 +148,9 @@ class Report:
       notes.append('± is the standard deviation of the sample, over prompts.')
     if len(self._super_glue_tasks) > 1 and self._without_score:
       notes.append(f'No SuperGLUE score: {"; ".join(self._without_score)}.')
+    if self.ensembles:
+      notes.append('best: the highest score of a prompt on these examples, metric by metric.')
+      notes.append(f'ensemble: {_ENSEMBLES[self.ensemble]}.')
     unlabelled = [task for task, results in self.results.items() if not results[0].metrics]
     if unlabelled:
       notes.append(f'Predicted, not scored, having no labels: {", ".join(unlabelled)}.')
@@ -122,23 +158,47 @@ class Report:
 
   def __repr__(self) -> str:
     all_results = [result for results in self.results.values() for result in results]
-    if len(all_results) == 1:
+    if len(all_results) == 1 and not self.ensembles:
       return repr(all_results[0])
     return '\n'.join([_table(self._rows()), *(['', *self.notes] if self.notes else [])])
 
+  @functools.cached_property
+  def _averages_together(self) -> dict[str, tuple[float, float]]:
+    """Of each average that of the tasks' best scores, and that of their ensembles."""
+    if not self.ensembles:
+      return {}
+    of_ensembles = {task: result.metrics for task, result in self.ensembles.items()}
+    averages = self._averaged([self._best, of_ensembles])
+    return {name: (best, together) for name, (best, together) in averages.items()}
+
   def _rows(self) -> list[tuple[str, ...]]:
-    rows = [('task', 'split', 'metric', 'score', 'examples', 'prompts')]
+    scores = ('average', 'best', 'ensemble') if self.ensembles else ('score',)
+    rows = [('task', 'split', 'metric', *scores, 'examples', 'prompts')]
+
+    def score(values: Sequence[float], *others: float) -> tuple[str, ...]:
+      others = others if self.ensembles else ()
+      return mean_and_deviation(values), *(f'{value:.2f}' for value in others)
+
     for task, results in self.results.items():
       counts = f'{len(results[0].predictions):,}', f'{len(results)}'
-      scores = {name: mean_and_deviation(v) for name, v in self.scores(task).items()}
-      for name, score in (scores or {'none': ''}).items():
-        rows.append((task, results[0].split, name, score, *counts))
+      together = self.ensembles[task].metrics if self.ensembles else {}
+      of_metrics = {
+          name: score(values, self._best[task][name], together.get(name, math.nan))
+          for name, values in self.scores(task).items()
+      }
+      for name, of_metric in (of_metrics or {'none': ('',) * len(scores)}).items():
+        rows.append((task, results[0].split, name, *of_metric, *counts))
     for name, values in self.averages.items():
-      rows.append((name, '', '', mean_and_deviation(values), '', f'{len(values)}'))
+      others = self._averages_together.get(name, ())
+      rows.append((name, '', '', *score(values, *others), '', f'{len(values)}'))
     return rows
 
   def as_dict(self) -> dict[str, Any]:
     """The same as plain data, for `report.json`."""
+    together = {
+        name: {'best': _number(best), 'ensemble': _number(ensemble)}
+        for name, (best, ensemble) in self._averages_together.items()
+    }
     return {
         'tasks': {
             task: {
@@ -146,10 +206,19 @@ class Report:
                 'examples': len(results[0].predictions),
                 'prompts': [result.prompt for result in results],
                 'metrics': {name: _described(v) for name, v in self.scores(task).items()},
+                **(
+                    {'ensemble': {n: _number(v) for n, v in self.ensembles[task].metrics.items()}}
+                    if self.ensembles
+                    else {}
+                ),
             }
             for task, results in self.results.items()
         },
-        'averages': {name: _described(values) for name, values in self.averages.items()},
+        'averages': {
+            name: _described(values) | together.get(name, {})
+            for name, values in self.averages.items()
+        },
+        **({'ensemble': self.ensemble} if self.ensembles else {}),
         'notes': self.notes,
         'library_version': library_version(),
     }
@@ -157,8 +226,8 @@ class Report:
   def write(self, folder: str | os.PathLike[str]) -> None:
     """Writes `report.md`, `report.json` and, of SuperGLUE, the files of the leaderboard.
 
-    Those lie in `super_glue/`, or of several prompts in `prompt_0/super_glue/` and so on, in
-    place of what an earlier evaluation left there.
+    Those lie in `super_glue/`, or of several prompts in `prompt_0/super_glue/` and so on and of
+    all together in `ensemble/super_glue/`, in place of what an earlier evaluation left there.
     Where a task has nothing that can be submitted, a warning says why.
     """
     text = '\n'.join([_table(self._rows()), *(f'\n{note}' for note in self.notes)])
@@ -168,14 +237,22 @@ class Report:
     ):
       with written_whole(os.path.join(folder, name)) as unfinished:
         Path(unfinished).write_text(content, encoding='utf-8')
-    for earlier in (folder, *glob.glob(os.path.join(glob.escape(folder), 'prompt_*'))):
+    places = [os.path.join(glob.escape(folder), name) for name in ('prompt_*', ENSEMBLE_FOLDER)]
+    for earlier in (folder, *itertools.chain(*map(glob.glob, places))):
       remove_leaderboard(os.path.join(earlier, 'super_glue'))
     count = max(map(len, self.results.values()))
-    for number in range(count):
-      of_prompt = [results[number] for results in self.results.values() if number < len(results)]
+    written = {
+        prompt_folder(folder, number, count): [
+            results[number] for results in self.results.values() if number < len(results)
+        ]
+        for number in range(count)
+    }
+    if self.ensembles:
+      written[os.path.join(folder, ENSEMBLE_FOLDER)] = list(self.ensembles.values())
+    for place, of_prompt in written.items():
       # Nobody submits the examples that were trained on, and their numbers may repeat.
       submitted = [r for r in of_prompt if not r.split.startswith('train')]
-      of_leaderboard = os.path.join(prompt_folder(folder, number, count), 'super_glue')
+      of_leaderboard = os.path.join(place, 'super_glue')
       for task in super_glue.TASKS:
         try:
           write_leaderboard(
@@ -192,6 +269,7 @@ def evaluate_prompts(
     tasks: TokenizedTask | FileTask | str | Sequence[TokenizedTask | FileTask | str],
     *,
     split: str = 'validation',
+    ensemble: str | None = None,
     output_dir: str | None = None,
     progress: bool = True,
     **settings: Any,
@@ -204,13 +282,15 @@ def evaluate_prompts(
       own. None among them is the bare model.
     tasks: names of seqio tasks or mixtures, FileTasks, or loaded splits.
     split: the split of what is named.
+    ensemble: 'vote' or 'mean' lets the prompts of a task answer together too (`voting.agreed`),
+      in one pass over it for all of them; None leaves each to itself.
     output_dir: receives metrics and predictions as each is done (of several prompts in
-      `prompt_0/` and so on), then what `Report.write` writes.
+      `prompt_0/` and so on, of all together in `ensemble/`), then what `Report.write` writes.
     progress: whether to show progress, and every result as it comes.
     **settings: as `evaluate` takes them.
 
   Raises:
-    ValueError: if a task has no prompts; else as `evaluate`.
+    ValueError: if a task has no prompts; else as `evaluate`, or as `EnsembleEvaluator`.
   """
   of_tasks = {name: settings.pop(name) for name in _TASK_SETTINGS if name in settings}
   loaded = evaluate_lib.load_tasks(backbone, tasks, split, of_tasks)
@@ -225,20 +305,38 @@ def evaluate_prompts(
     evaluate_lib.unpack_prompt(backbone, prompt)
   count = max(len(own[name]) for name in loaded)
   results: dict[str, list[EvalResult]] = {}
-  for name, task in loaded.items():
-    for number, prompt in enumerate(own[name]):
-      result = evaluate_lib.evaluate(
-          backbone,
-          prompt,
-          task,
-          output_dir=output_dir and prompt_folder(output_dir, number, count),
-          progress=progress,
-          **settings,
-      )
-      results.setdefault(name, []).append(result)
-      if progress and len(loaded) * count > 1:
-        print(result, file=sys.stderr)
-  report = Report(results)
+  ensembles: dict[str, EvalResult] = {}
+  if ensemble:
+    params = settings.pop('params', None)
+    evaluators = {
+        name: EnsembleEvaluator(
+            backbone, own[name], task, ensemble=ensemble, progress=progress, **settings
+        )
+        for name, task in loaded.items()
+    }
+    for name, evaluator in evaluators.items():
+      results[name], ensembles[name] = evaluator(params)
+      if output_dir is not None and jax.process_index() == 0:
+        for number, result in enumerate(results[name]):
+          write_result(result, prompt_folder(output_dir, number, count))
+        write_result(ensembles[name], os.path.join(output_dir, ENSEMBLE_FOLDER))
+      if progress and len(loaded) > 1:
+        print(f'{ensembles[name]}, of {len(results[name])} prompts', file=sys.stderr)
+  else:
+    for name, task in loaded.items():
+      for number, prompt in enumerate(own[name]):
+        result = evaluate_lib.evaluate(
+            backbone,
+            prompt,
+            task,
+            output_dir=output_dir and prompt_folder(output_dir, number, count),
+            progress=progress,
+            **settings,
+        )
+        results.setdefault(name, []).append(result)
+        if progress and len(loaded) * count > 1:
+          print(result, file=sys.stderr)
+  report = Report(results, ensembles, ensemble or '')
   if output_dir is not None and jax.process_index() == 0:
     report.write(output_dir)
   return report
@@ -261,21 +359,25 @@ def _deviation(values: Sequence[float]) -> float:
   return float(np.std(values, ddof=1))
 
 
-def _described(values: Sequence[float]) -> dict[str, Any]:
-  def number(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no NaN.
+def _number(value: float) -> float | None:
+  return value if math.isfinite(value) else None  # JSON has no NaN.
 
+
+def _described(values: Sequence[float]) -> dict[str, Any]:
   return {
-      'mean': number(statistics.fmean(values)),
-      'std': number(_deviation(values)) if len(values) > 1 else None,
-      'values': list(map(number, values)),
+      'mean': _number(statistics.fmean(values)),
+      'std': _number(_deviation(values)) if len(values) > 1 else None,
+      'values': list(map(_number, values)),
   }
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-  """Rows, the first of them names, as a table that Markdown knows; numbers to the right."""
+  return markdown_table(rows, [name in _NUMERIC for name in rows[0]])
+
+
+def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+  """Rows, the first of them names, as a table that Markdown knows; numeric columns to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  numeric = [name in ('score', 'examples', 'prompts') for name in rows[0]]
 
   def line(cells: Sequence[str]) -> str:
     padded = (

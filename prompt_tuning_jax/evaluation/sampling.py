@@ -21,6 +21,7 @@ def greedy(
     *,
     max_length: int,
     eos_id: int = 1,
+    prompt_ids_B: Array | None = None,
 ) -> Decoded:
   """The most likely token at every step.
 
@@ -34,6 +35,7 @@ def greedy(
     injection: the prompt, or None.
     max_length: T, most tokens to decode, end-of-sequence included.
     eos_id: the token that ends a sequence.
+    prompt_ids_B: which of several prompts a row has (`typing.Batch`).
 
   Returns:
     One sequence for each row (K = 1) with its log-probability.
@@ -47,6 +49,7 @@ def greedy(
       max_length=max_length,
       temperature=0.0,
       eos_id=eos_id,
+      prompt_ids_B=prompt_ids_B,
   )
 
 
@@ -63,6 +66,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     eos_id: int = 1,
+    prompt_ids_B: Array | None = None,
 ) -> Decoded:
   """Random sequences from the model's distribution, sharpened or cut off.
 
@@ -81,6 +85,7 @@ def sample(
     top_p: choose among the fewest tokens whose probabilities, at this temperature,
       reach this sum (Holtzman et al., 2020); 1 switches it off.
     eos_id: the token that ends a sequence.
+    prompt_ids_B: which of several prompts a row has (`typing.Batch`).
 
   Returns:
     num_samples sequences for each row, in ascending order of their log-probability
@@ -105,6 +110,7 @@ def sample(
       params,
       encoder_input_tokens_BS,
       injection,
+      prompt_ids_B,
       None if temperature == 0.0 else keys_B,
       temperature,
       top_p,
@@ -138,6 +144,7 @@ def _sample(
     params: PyTree,
     inputs_BS: Array,
     injection: Injection | None,
+    prompt_ids_B: Array | None,
     keys_B: Array | None,
     temperature: Array | float,
     top_p: Array | float,
@@ -150,7 +157,7 @@ def _sample(
 ) -> Decoded:
   """Samples, or takes the most likely token where there are no keys."""
   rows = inputs_BS.shape[0]
-  decoder = CachedDecoder(module, params, inputs_BS, injection)
+  decoder = CachedDecoder(module, params, inputs_BS, injection, prompt_ids_B)
   if keys_B is not None:
     keys_B = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys_B).reshape(-1)
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -84,6 +84,7 @@ def run(
     saver: StateSaver,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     source_name: Callable[[int], str] | None = None,
+    summarize: Callable[[list[dict[str, Any]]], dict[str, float]] | None = None,
     description: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> TrainState:
@@ -103,6 +104,8 @@ def run(
       beside the state, and the saver keeps the best state by them.
     source_name: name of the mixture component that a step's batch comes from; the loss of
       each is then logged as well.
+    summarize: what is logged of the metrics of several steps, `loss_per_token` of all at least;
+      default: `summary_of`.
     description: what the states belong to, kept beside each of them.
     progress: whether to show the progress line; the main process does.
 
@@ -132,7 +135,7 @@ def run(
     return state
 
   any_process = processes.AnyProcess()
-  with _Log(saver, step, config, source_name, progress) as log, _stop_signal() as stop:
+  with _Log(saver, step, config, source_name, summarize, progress) as log, _stop_signal() as stop:
 
     def evaluate_state() -> None:
       metrics = evaluate(state)
@@ -199,9 +202,11 @@ class _Log:
       step: int,
       config: LoopConfig,
       source_name: Callable[[int], str] | None,
+      summarize: Callable[[list[dict[str, Any]]], dict[str, float]] | None,
       progress: bool,
   ):
     self._saver = saver
+    self._summarize = summarize or summary_of
     self._source_name = source_name
     self._pending: list[tuple[int, dict]] = []  # Metrics still on the device.
     self._seconds = 0.0
@@ -257,19 +262,13 @@ class _Log:
     self._seconds += time.perf_counter() - waited
     if not (all(math.isfinite(m['loss']) for m in fetched) and _is_finite(state.trainable)):
       raise processes.shared(FloatingPointError(self._explain(steps, fetched)))
-    total = {name: sum(float(m[name]) for m in fetched) for name in fetched[0]}
-    summary = {
-        'train/loss': total['loss'] / max(total['loss_factor'], 1e-30),
-        **_per_token('train', total),
-        'train/gradient_norm': total['gradient_norm'] / len(fetched),
-        'train/steps_per_second': len(fetched) / self._seconds,
-    }
+    summary = self._summarize(fetched)
+    summary['train/steps_per_second'] = len(fetched) / self._seconds
     if self._source_name is not None:
       names = [self._source_name(step - 1) for step in steps]
       for source in sorted(set(names)):
         of_source = [m for name, m in zip(names, fetched) if name == source]
-        sums = {name: sum(float(m[name]) for m in of_source) for name in total}
-        summary.update(_per_token(f'train/{source}', sums))
+        summary.update(per_token(f'train/{source}', of_source))
     self.write(steps[-1], summary)
     self._bar.set_postfix_str(f'loss {summary["train/loss_per_token"]:.3f}/token', refresh=False)
     self._pending.clear()
@@ -301,7 +300,21 @@ class _Log:
     )
 
 
-def _per_token(prefix: str, total: Mapping[str, float]) -> dict[str, float]:
+def summary_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """What is logged of the metrics of several steps of a run."""
+  factor = sum(float(metrics['loss_factor']) for metrics in steps)
+  norms = [float(metrics['gradient_norm']) for metrics in steps]
+  return {
+      'train/loss': sum(float(metrics['loss']) for metrics in steps) / max(factor, 1e-30),
+      **per_token('train', steps),
+      'train/gradient_norm': sum(norms) / len(norms),
+  }
+
+
+def per_token(prefix: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Means over the target tokens of several steps, by names that begin with `prefix`."""
+  names = ('tokens', 'token_loss', 'token_z_loss', 'right_tokens')
+  total = {name: sum(float(metrics[name]) for metrics in steps) for name in names}
   tokens = max(total['tokens'], 1)
   return {
       f'{prefix}/loss_per_token': total['token_loss'] / tokens,

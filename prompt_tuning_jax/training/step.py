@@ -61,24 +61,34 @@ def make_loss_fn(
         enable_dropout=dropout_rng is not None,
         rngs={} if dropout_rng is None else {'dropout': dropout_rng},
     )
-    loss_BT, z_loss_BT = losses.cross_entropy(
-        logits_BTV,
-        batch.decoder_target_tokens,
-        z_loss=loss.z_loss,
-        label_smoothing=loss.label_smoothing,
-    )
-    right_BT = jnp.argmax(logits_BTV, axis=-1) == batch.decoder_target_tokens
-    counted_BT = batch.decoder_loss_weights > 0
     sums = {
-        'loss': jnp.sum(loss_BT * weights_BT),
-        'token_loss': jnp.sum(loss_BT * counted_BT),
-        'token_z_loss': jnp.sum(z_loss_BT * counted_BT),
-        'tokens': jnp.sum(counted_BT),
-        'right_tokens': jnp.sum(right_BT & counted_BT),
+        name: jnp.sum(value_BT)
+        for name, value_BT in position_values(logits_BTV, batch, weights_BT, loss).items()
     }
     return sums['loss'], sums
 
   return loss_fn
+
+
+def position_values(
+    logits_BTV: Array, batch: Batch, weights_BT: Array, loss: losses.LossConfig
+) -> dict[str, Array]:
+  """What steps sum up, for each position [B, T]; all but `loss` whatever the weights are."""
+  loss_BT, z_loss_BT = losses.cross_entropy(
+      logits_BTV,
+      batch.decoder_target_tokens,
+      z_loss=loss.z_loss,
+      label_smoothing=loss.label_smoothing,
+  )
+  right_BT = jnp.argmax(logits_BTV, axis=-1) == batch.decoder_target_tokens
+  counted_BT = batch.decoder_loss_weights > 0
+  return {
+      'loss': loss_BT * weights_BT,
+      'token_loss': loss_BT * counted_BT,
+      'token_z_loss': z_loss_BT * counted_BT,
+      'tokens': counted_BT,
+      'right_tokens': right_BT & counted_BT,
+  }
 
 
 def make_train_step(
@@ -130,7 +140,7 @@ def make_train_step(
     if microbatches == 1:
       gradient, sums = gradient_of(state.trainable, batch, weights_BT, rng)
     else:
-      gradient, sums = _accumulate(
+      gradient, sums = accumulate(
           gradient_of, state.trainable, batch, weights_BT, rng, microbatches
       )
     with jax.named_scope('optimizer'):
@@ -162,7 +172,14 @@ def check_microbatches(microbatches: int, rows: int, what: str) -> None:
     )
 
 
-def _accumulate(gradient_of, trainable, batch, weights_BT, rng, microbatches):
+def accumulate(
+    gradient_of: Callable[..., tuple[PyTree, PyTree]],
+    trainable: PyTree,
+    batch: Batch,
+    weights_BT: Array,
+    rng: Array | None,
+    microbatches: int,
+) -> tuple[PyTree, PyTree]:
   """Gradients and sums of all microbatches, one after the other in one program."""
   rows = weights_BT.shape[0]
   check_microbatches(microbatches, rows, 'the batch of {} rows')

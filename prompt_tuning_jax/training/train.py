@@ -252,7 +252,7 @@ def train(
         )
     ]
     if best_metric is not None:
-      _check_metric(best_metric, _metric_names(evaluators))
+      check_metric(best_metric, metric_names(evaluators))
     description['examples'] = {
         f'{of_task.name}/{of_task.split}': [len(of_task), weight] for of_task, weight in tasks
     }
@@ -271,7 +271,7 @@ def train(
     def evaluate(state: TrainState) -> dict[str, float]:
       injection, weights = parameters.folded(state.trainable)
       step = int(state.step)
-      return _joined({
+      return joined({
           evaluator.task.name: evaluator(injection, weights, step=step).metrics
           for evaluator in evaluators
       })
@@ -328,7 +328,7 @@ def train(
     )
 
 
-def _joined(of_tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def joined(of_tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """The metrics of all tasks; with several tasks, each name begins with its task's."""
   if len(of_tasks) == 1:
     return dict(*of_tasks.values())
@@ -339,11 +339,11 @@ def _joined(of_tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
-def _metric_names(evaluators: Sequence[Evaluator]) -> list[str]:
-  return list(_joined({e.task.name: dict.fromkeys(e.metric_names()) for e in evaluators}))
+def metric_names(evaluators: Sequence[Evaluator]) -> list[str]:
+  return list(joined({e.task.name: dict.fromkeys(e.metric_names()) for e in evaluators}))
 
 
-def _check_metric(name: str, metrics: Sequence[str]) -> None:
+def check_metric(name: str, metrics: Sequence[str]) -> None:
   if name not in metrics:
     near = difflib.get_close_matches(name, metrics, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''

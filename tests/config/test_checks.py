@@ -105,6 +105,9 @@ def prompt_file(backbone_dir, tmp_path):
         ('evaluate', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
         ('infer', '--gin.PROMPT_FILE=/nope', 'PROMPT_FILE: there is no file /nope'),
         ('infer', '--gin.PLACEMENT=prefx', "No placement 'prefx'"),
+        ('infer', '--gin.ENSEMBLE=votes', "ENSEMBLE is 'votes'; prompts answer together by"),
+        ('evaluate', '--gin.ENSEMBLE=votes', "ENSEMBLE is 'votes'"),
+        ('evaluate', '--gin.ENSEMBLE=vote', 'is of several prompts, but PROMPT_FILE names none'),
     ],
 )
 def test_a_dry_run_finds_what_the_run_would(dry_run, command, flag, answer):
@@ -158,6 +161,18 @@ def test_a_dry_run_reads_prompts_and_holds_them_against_the_model(
   status, errors = dry_run('evaluate', '--gin.PROMPT_FILE=wide.npy')
   assert status == 2
   assert '17' in errors and '16' in errors
+
+
+def test_a_dry_run_finds_prompts_that_cannot_answer_together(dry_run, prompt_file, tmp_path):
+  keys = np.zeros((1, 2, 2, 8), np.float32)
+  deep = Injection(encoder_kv=(keys + 1, keys + 1))
+  artifact.save_prompt(tmp_path / 'deep.safetensors', deep)
+  flag = f"--gin.PROMPT_FILE=['{prompt_file}', 'deep.safetensors']"
+  for command in ('evaluate', 'infer'):
+    status, errors = dry_run(command, flag, '--gin.ENSEMBLE=vote')
+    assert status == 2
+    assert 'only if they are of one kind' in errors
+  assert dry_run('evaluate', flag) == (0, '')
 
 
 def test_a_task_that_is_tokenised_already_needs_no_seqio(dry_run, backbone_dir, monkeypatch):

@@ -12,7 +12,7 @@ from prompt_tuning_jax.data import cache
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.padding import make_batch
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
-from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
+from prompt_tuning_jax.evaluation import evaluator as evaluator_lib
 from prompt_tuning_jax.evaluation import metrics, ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import EvalResult, Evaluator, evaluate
@@ -79,7 +79,7 @@ def test_the_ranked_class_is_the_likeliest_target(backbone, soft_prompt, task, r
 def test_of_very_many_classes_the_same_is_found_without_scoring_all(
     backbone, soft_prompt, task, ranked, monkeypatch
 ):
-  monkeypatch.setattr(evaluate_lib, '_MOST_SCORED', 2)
+  monkeypatch.setattr(evaluator_lib, '_MOST_SCORED', 2)
   searched = evaluate(backbone, soft_prompt, task, **SHAPE)
   assert searched.metrics == ranked.metrics
   for found, scored in zip(searched.predictions, ranked.predictions, strict=True):
@@ -263,7 +263,7 @@ def read(path):
 def test_results_are_written_once_for_each_step_and_split(tmp_path):
   def write(step, accuracy, split='validation'):
     predictions = [{'index': 0, 'prediction_text': f'{accuracy}'}]
-    evaluate_lib.write_result(
+    evaluator_lib.write_result(
         EvalResult('a/b', split, {'accuracy': accuracy}, predictions, step), tmp_path
     )
 

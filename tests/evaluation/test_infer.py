@@ -114,6 +114,19 @@ def test_each_text_may_have_a_prompt_of_its_own(
   assert ranked[0].scores != pytest.approx(with_other[0].scores, rel=1e-3)
 
 
+def test_prefixes_share_a_batch_too(backbone):
+  spec = backbone.spec
+  rng = np.random.default_rng(0)
+  prompts = []
+  for _ in range(2):
+    shape = (2, spec.num_decoder_layers, 3, spec.num_heads, spec.d_kv)
+    prompts.append(Injection(decoder_kv=tuple(rng.normal(size=shape).astype(np.float32))))
+  mixed = generate(backbone, [*prompts, prompts[0]], TEXTS[:3], **BEAM)
+  alone = [generate(backbone, prompt, TEXTS[:3], **BEAM) for prompt in prompts]
+  assert mixed == [alone[0][0], alone[1][1], alone[0][2]]
+  assert alone[0] != alone[1]
+
+
 def test_samples_repeat_with_their_seed_whatever_the_batches(backbone):
   sample = dict(decode='sample', max_length=5)
   first = generate(backbone, None, TEXTS, seed=1, **sample)
@@ -181,6 +194,7 @@ def test_what_does_not_fit_is_refused(backbone, soft_prompt):
     generate(backbone, soft_prompt, TEXTS, batch_size=0)
   with pytest.raises(TypeError, match='num_baems'):
     generate(backbone, soft_prompt, TEXTS, num_baems=3)
-  prefix = (np.zeros((3, 2, 4, 16)),) * 2
-  with pytest.raises(ValueError, match='only if they are soft prompts'):
-    generate(backbone, [soft_prompt, Injection(encoder_kv=prefix)], TEXTS[:2])
+  spec = backbone.spec
+  keys = np.zeros((spec.num_encoder_layers, 2, spec.num_heads, spec.d_kv), np.float32)
+  with pytest.raises(ValueError, match='of one kind, .* in virtual_embeddings, encoder_kv'):
+    generate(backbone, [soft_prompt, Injection(encoder_kv=(keys, keys))], TEXTS[:2])

@@ -1,0 +1,229 @@
+"""Tables and plots of a sweep, from its results alone.
+
+  result = SweepResult.read('/tmp/length')
+  print(result)                        # mean ± standard deviation over the seeds
+  result.write('/tmp/length')          # table.md and sweep.png again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning_jax.checkpoints.source import written_whole
+from prompt_tuning_jax.evaluation.report import markdown_table, mean_and_deviation
+from prompt_tuning_jax.jsonl import read_jsonl
+
+RESULTS = 'results.jsonl'
+
+# Over these settings means are taken.
+_SEEDS = ('RANDOM_SEED', 'random_seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """The runs that differ in their seeds alone.
+
+  Attributes:
+    settings: what they have in common.
+    values: metric → its value in each run that has one.
+    runs: how many there are.
+    stopped: how many of them went out of bounds.
+  """
+
+  settings: dict[str, Any]
+  values: dict[str, list[float]]
+  runs: int
+  stopped: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SweepResult:
+  """What the runs of a sweep ended with.
+
+  Attributes:
+    records: of each run its name `run`, its `settings`, the best `step` and the `metrics` there,
+      `stopped_at` (the step at which it went out of bounds, or None), and the path of its
+      `prompt` in the sweep's folder.
+  """
+
+  records: list[dict[str, Any]]
+
+  @classmethod
+  def read(cls, model_dir: str) -> SweepResult:
+    """Reads a sweep's folder.
+
+    Raises:
+      FileNotFoundError: if there are no results.
+      ValueError: if they are damaged.
+    """
+    path = os.path.join(model_dir, RESULTS)
+    records = read_jsonl(path, needs=['run', 'settings', 'metrics'])
+    if not records:
+      raise FileNotFoundError(
+          f'{path} holds no results. Name the MODEL_DIR of a sweep of which a run has ended.'
+      )
+    return cls(records)
+
+  @property
+  def axes(self) -> dict[str, list[Any]]:
+    """What the runs differ in, seeds left out, with its values in their order."""
+    values: dict[str, dict[Any, None]] = {}
+    for record in self.records:
+      for name, value in record['settings'].items():
+        values.setdefault(name, {})[value] = None
+    return {name: list(found) for name, found in values.items() if name not in _SEEDS}
+
+  @property
+  def metrics(self) -> list[str]:
+    """Names of all metrics that were measured."""
+    return list(dict.fromkeys(name for record in self.records for name in record['metrics']))
+
+  def cells(self) -> list[Cell]:
+    """The points of the grid, each with all its seeds."""
+    points: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in self.records:
+      key = tuple(record['settings'].get(name) for name in self.axes)
+      points.setdefault(key, []).append(record)
+    return [
+        Cell(
+            dict(zip(self.axes, key)),
+            {
+                name: [r['metrics'][name] for r in records if name in r['metrics']]
+                for name in self.metrics
+            },
+            len(records),
+            sum(record['stopped_at'] is not None for record in records),
+        )
+        for key, records in points.items()
+    ]
+
+  def __repr__(self) -> str:
+    cells = self.cells()
+    numbers = [*self.metrics, 'runs']
+    rows = [(*self.axes, *numbers)]
+    for cell in cells:
+      scores = [mean_and_deviation(v) if v else '' for v in cell.values.values()]
+      rows.append((*map(str, cell.settings.values()), *scores, str(cell.runs)))
+    notes = []
+    if any(cell.runs > 1 for cell in cells):
+      notes.append('± is the standard deviation of the sample, over seeds.')
+    if stopped := [record for record in self.records if record['stopped_at'] is not None]:
+      named = ', '.join(f'{r["run"]} at step {r["stopped_at"]}' for r in stopped)
+      notes.append(
+          f'Went out of bounds, and count with their last good state: {named}.'
+      )
+    table = markdown_table(rows, numeric=[name in numbers for name in rows[0]])
+    return '\n'.join([table, *(['', *notes] if notes else [])])
+
+  def write(self, folder: str | os.PathLike[str]) -> None:
+    """Writes `table.md`, and `sweep.png` where matplotlib is installed."""
+    with written_whole(os.path.join(folder, 'table.md')) as unfinished:
+      Path(unfinished).write_text(f'{self!r}\n', encoding='utf-8')
+    try:
+      import matplotlib  # noqa: F401
+    except ImportError:
+      return
+    self.plot(os.path.join(folder, 'sweep.png'))
+
+  def plot(
+      self, path: str | os.PathLike[str], *, metric: str | None = None, x: str | None = None
+  ) -> None:
+    """Draws a metric in the style of Lester et al. (2021), figure 3: a line for each setting.
+
+    Args:
+      path: the picture, whose ending says its format.
+      metric: what is drawn; the first one where None.
+      x: the setting along the axis: a number, or names side by side. Default: the first that
+        is a number, else the first.
+
+    Raises:
+      ValueError: if there is no such metric or setting.
+      ImportError: if matplotlib is not installed.
+    """
+    metric = _known(metric or self.metrics[0], self.metrics, 'metric')
+    x = _known(x or self._default_x(), list(self.axes) or ['runs'], 'setting')
+    figure = _draw(self.cells(), metric, x, [name for name in self.axes if name != x])
+    ending = os.path.splitext(path)[1].removeprefix('.')
+    with written_whole(path) as unfinished:
+      figure.savefig(unfinished, format=ending or 'png', dpi=150)
+
+  def _default_x(self) -> str:
+    numeric = [name for name, values in self.axes.items() if all(map(_is_number, values))]
+    return next(iter([*numeric, *self.axes, 'runs']))
+
+
+def _known(name: str, names: Sequence[str], what: str) -> str:
+  if name not in names:
+    raise ValueError(f'The sweep has no {what} {name!r}; it has {", ".join(names)}.')
+  return name
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _draw(cells: Sequence[Cell], metric: str, x: str, others: Sequence[str]) -> Any:
+  """The figure: means as lines, standard deviations as bars, single runs as dots."""
+  import numpy as np
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import FixedLocator, NullLocator
+
+  places = list(dict.fromkeys(cell.settings.get(x, '') for cell in cells))
+  numeric = all(map(_is_number, places))
+  # As in the paper: lengths, sizes and steps grow by factors.
+  logarithmic = numeric and min(places) > 0 and max(places) >= 5 * min(places)
+  lines: dict[str, list[Cell]] = {}
+  for cell in cells:
+    if cell.values[metric]:
+      name = ', '.join(_line_part(other, cell.settings[other]) for other in others)
+      lines.setdefault(name, []).append(cell)
+
+  figure = Figure(figsize=(5.2, 3.6), layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots()
+  markers = 'osD^vPX*<>'
+  for number, (name, of_line) in enumerate(lines.items()):
+    at = [c.settings.get(x, '') if numeric else places.index(c.settings.get(x, '')) for c in of_line]
+    order = np.argsort(at, kind='stable')
+    at = np.asarray(at, float)[order]
+    values = [of_line[i].values[metric] for i in order]
+    means = [np.mean(v) for v in values]
+    spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+    drawn = axes.errorbar(
+        at, means, yerr=spread, marker=markers[number % len(markers)], markersize=5,
+        linewidth=1.6, capsize=2.5, elinewidth=1, label=name or None, zorder=3,
+    )  # fmt: skip
+    for place, of_point in zip(at, values):
+      if len(of_point) > 1:
+        colour = drawn[0].get_color()
+        axes.scatter([place] * len(of_point), of_point, s=9, alpha=0.35, color=colour, zorder=2)
+  if logarithmic:
+    axes.set_xscale('log')
+  if numeric:
+    axes.xaxis.set_major_locator(FixedLocator(sorted(places)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f'{place:g}' for place in sorted(places)])
+  else:
+    axes.set_xticks(range(len(places)), [str(place) for place in places])
+    axes.margins(x=0.15)
+  axes.set_xlabel(_title(x))
+  axes.set_ylabel(_title(metric))
+  axes.grid(alpha=0.3, linewidth=0.6)
+  axes.spines[['top', 'right']].set_visible(False)
+  if len(lines) > 1:
+    axes.legend(fontsize=8, frameon=False, title=', '.join(map(_title, others)), title_fontsize=8)
+  return figure
+
+
+def _line_part(name: str, value: Any) -> str:
+  return f'{_title(name)} {value:g}' if _is_number(value) else str(value)
+
+
+def _title(name: str) -> str:
+  """'prompt length' of PROMPT_LENGTH."""
+  return name.replace('_', ' ').lower() if name.isupper() else name.replace('_', ' ')

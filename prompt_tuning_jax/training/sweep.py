@@ -1,0 +1,257 @@
+"""`sweep`: an ablation as one command, its runs trained together as far as they can be.
+
+  result = sweep(
+      {'method': {1: SoftPrompt(1), 20: SoftPrompt(20)}, 'random_seed': [0, 1, 2]},
+      model_dir='/tmp/length', backbone=backbone, task='demo_gloss_category', train_steps=600, …)
+  print(result)                  # a table of mean ± standard deviation over the seeds
+
+The runs are the points of a grid. Those that differ in their prompts alone share a program
+(`together.py`); the others run in turn. What a run ended with is written at once, so that an
+interrupted sweep goes on where it stopped, and tables and plots can be made from the results
+alone (`sweep_report.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from prompt_tuning_jax import processes
+from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
+from prompt_tuning_jax.sweep_report import RESULTS, SweepResult
+from prompt_tuning_jax.training import together
+from prompt_tuning_jax.training.description import describe
+from prompt_tuning_jax.training.train import train
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+  """A point of a grid.
+
+  Attributes:
+    settings: what the point sets, by the names and values that tables and plots show.
+    arguments: the arguments of `train` that this amounts to, without model_dir.
+  """
+
+  settings: dict[str, Any]
+  arguments: dict[str, Any]
+
+  @property
+  def name(self) -> str:
+    """'PROMPT_LENGTH=5,RANDOM_SEED=0', also the name of the run's folder."""
+    text = ','.join(f'{name}={value}' for name, value in self.settings.items())
+    short = re.sub(r'[^\w=,.+-]+', '_', text)
+    if short == text and len(short) <= 120:
+      return short
+    # Two texts may become the same file name.
+    return f'{short[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+
+def grid_points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """All combinations of a grid's values, the last name varying fastest.
+
+  Raises:
+    ValueError: if there is no name, a name has no values, or a value is there twice.
+  """
+  if not isinstance(grid, Mapping) or not grid:
+    raise ValueError(
+        f'The grid of a sweep is {grid!r}; a dict of lists of values was expected, such as '
+        "SWEEP = {'PROMPT_LENGTH': [1, 20, 100], 'RANDOM_SEED': [0, 1, 2]}."
+    )
+  for name, values in grid.items():
+    if not isinstance(values, (list, tuple)) or not values:
+      raise ValueError(
+          f'The grid of a sweep has {values!r} for {name}; a list of its values was expected, '
+          f"such as {{'{name}': [{values!r}]}}."
+      )
+    shown = [str(value) for value in values]
+    if twice := sorted({value for value in shown if shown.count(value) > 1}):
+      raise ValueError(f'{name} has the value {", ".join(twice)} more than once in the grid.')
+  return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+
+
+def sweep(
+    grid: Mapping[str, Sequence[Any] | Mapping[Any, Any]] | Sequence[SweepRun],
+    *,
+    model_dir: str,
+    created_by: str = 'prompt_tuning_jax.sweep',
+    progress: bool = True,
+    **arguments: Any,
+) -> SweepResult:
+  """Trains every point of a grid, evaluates it, and makes a table and plots of all.
+
+  Args:
+    grid: argument of `train` → its values: a list, or a dict from what tables show to the
+      value ({'MLP': PTuning(…)}); or the runs themselves.
+    model_dir: folder of the sweep: `results.jsonl`, `table.md`, `sweep.png`, and in `runs/`
+      the artifact of each run. Run again, the same sweep goes on where it stopped, and one
+      with more points trains those.
+    created_by: the command, for the artifacts' manifests.
+    progress: whether to show what is trained and the progress lines.
+    **arguments: the arguments of `train` that all runs have.
+
+  Returns:
+    The results, which print as a table.
+
+  Raises:
+    ValueError: if the grid or an argument makes no sense, or model_dir holds results of the
+      same points with other arguments.
+    training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
+    OSError, MemoryError: as `train`. A run whose loss is not finite is part of the results,
+      and stops no other.
+  """
+  runs = _runs(grid, arguments) if isinstance(grid, Mapping) else list(grid)
+  if not runs:
+    raise ValueError('A sweep of no runs: its grid has no points.')
+  # Nothing is trained before all of them were looked at.
+  programs = _programs(runs)
+  os.makedirs(os.path.join(model_dir, 'runs'), exist_ok=True)
+  results = _Results(model_dir, runs)
+  left = [[run for run in program if run.name not in results.done] for program in programs]
+  if progress and processes.is_main():
+    print(announced(runs, results.done), file=sys.stderr)
+  for program in filter(None, left):
+    start = time.monotonic()
+    try:
+      found = _train(program, model_dir, created_by=created_by, progress=progress)
+    except FloatingPointError as error:
+      # What is left of runs that all went out of bounds.
+      print(f'{", ".join(run.name for run in program)}: {error}', file=sys.stderr)
+      found = [{'step': None, 'metrics': {}, 'stopped_at': 0, 'prompt': None} for _ in program]
+    seconds = time.monotonic() - start
+    results.add(program, found, seconds)
+  result = SweepResult.read(model_dir)
+  if processes.is_main():
+    result.write(model_dir)
+  return result
+
+
+def _runs(grid: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[SweepRun]:
+  labelled = {
+      name: dict(values) if isinstance(values, Mapping) else {_label(v): v for v in values}
+      for name, values in grid.items()
+      if isinstance(values, (Mapping, list, tuple))
+  }
+  points = grid_points({n: list(labelled[n]) if n in labelled else v for n, v in grid.items()})
+  return [
+      SweepRun(point, {**arguments, **{n: labelled[n][label] for n, label in point.items()}})
+      for point in points
+  ]
+
+
+def _label(value: Any) -> Any:
+  """What stands for a value in tables: itself, or what it is made of."""
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  return json.dumps(describe(value), sort_keys=True, default=str)
+
+
+def _programs(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
+  """The runs that train together, in their order."""
+  names = [run.name for run in runs]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    raise ValueError(f'The sweep has {", ".join(twice)} more than once.')
+  programs: dict[str, list[SweepRun]] = {}
+  for run in runs:
+    key = together.shared_key(run.arguments)
+    text = run.name if key is None else json.dumps(key, sort_keys=True, default=str)
+    programs.setdefault(text, []).append(run)
+  return list(programs.values())
+
+
+def _train(
+    program: Sequence[SweepRun], model_dir: str, **how: Any
+) -> list[dict[str, Any]]:
+  """Trains the runs of a program; what each ended with."""
+  folders = [os.path.join(model_dir, 'runs', run.name) for run in program]
+  if len(program) == 1:
+    result = train(**program[0].arguments, model_dir=folders[0], **how)
+    path = os.path.relpath(result.path, model_dir)
+    return [
+        {'step': result.step, 'metrics': result.metrics, 'stopped_at': None, 'prompt': path}
+    ]
+  names = [run.name for run in program]
+  # A sweep that got more points since trains what is left in another folder.
+  number = hashlib.sha256('\n'.join(names).encode()).hexdigest()[:8]
+  paths = [os.path.join(folder, 'prompt.safetensors') for folder in folders]
+  found = together.train_together(
+      [run.arguments for run in program],
+      names,
+      model_dir=os.path.join(model_dir, f'together_{number}'),
+      prompt_paths=paths,
+      **how,
+  )
+  return [
+      result | {'prompt': os.path.relpath(path, model_dir)}
+      for result, path in zip(found, paths, strict=True)
+  ]
+
+
+class _Results:
+  """`results.jsonl`: a line for each run that has ended.
+
+  Attributes:
+    done: names of the runs that have.
+  """
+
+  def __init__(self, model_dir: str, runs: Sequence[SweepRun]):
+    self._path = os.path.join(model_dir, RESULTS)
+    self._records = read_jsonl(self._path, needs=['run', 'arguments'])
+    self._sums = {run.name: _sum(run.arguments) for run in runs}
+    before = {record['run']: record['arguments'] for record in self._records}
+    for name, of_run in self._sums.items():
+      if before.get(name, of_run) != of_run:
+        raise ValueError(
+            f'MODEL_DIR {model_dir} holds a result of {name} with other settings than these. '
+            f'Set MODEL_DIR to a new folder, or delete its line in {self._path} to train it '
+            'again.'
+        )
+    self.done = set(before)
+
+  def add(
+      self, program: Sequence[SweepRun], found: Sequence[Mapping[str, Any]], seconds: float
+  ) -> None:
+    for run, result in zip(program, found, strict=True):
+      self._records.append({
+          'run': run.name,
+          'settings': {name: _label(value) for name, value in run.settings.items()},
+          **result,
+          # Of a program the share of each of its runs.
+          'seconds': round(seconds / len(program), 1),
+          'together': len(program),
+          'arguments': self._sums[run.name],
+      })
+      self.done.add(run.name)
+    processes.from_main(lambda: write_jsonl(self._path, self._records))
+
+
+def _sum(arguments: Mapping[str, Any]) -> str:
+  values = together.completed(arguments)
+  kept = {
+      name: value
+      for name, value in values.items()
+      if name not in ('model_dir', 'created_by', 'progress', 'cache_dir', 'tfds_data_dir')
+  }
+  text = json.dumps(describe(kept), sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def announced(runs: Sequence[SweepRun], done: Collection[str] = ()) -> str:
+  """How many runs train how, in a line for each program."""
+  left = [[run for run in program if run.name not in done] for program in _programs(runs)]
+  waiting = sum(map(len, left))
+  lines = [f'sweep      {len(runs)} runs' + f', {waiting} left' * (waiting < len(runs))]
+  for program in filter(None, left):
+    what = f'{len(program)} in one program' if len(program) > 1 else 'alone'
+    names = [run.name for run in program]
+    shown = ', '.join(names[:3]) + f' … {names[-1]}' * (len(names) > 3)
+    lines.append(f'  {what}: {shown}')
+  return '\n'.join(lines)

@@ -1,0 +1,332 @@
+"""Training several runs at once: what `train` does for one, for the trials of a program."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning_jax import partitioning, plan
+from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.batches import TrainBatches
+from prompt_tuning_jax.data.cache import load_task_or_mixture
+from prompt_tuning_jax.data.trial_batches import TrialBatches
+from prompt_tuning_jax.data.virtual_tokens import as_placement
+from prompt_tuning_jax.evaluation.evaluator import Evaluator
+from prompt_tuning_jax.export import write_outcome
+from prompt_tuning_jax.training import loop
+from prompt_tuning_jax.training.description import describe
+from prompt_tuning_jax.training.model_dir import ModelDir
+from prompt_tuning_jax.training.optimizers import default_optimizer
+from prompt_tuning_jax.training.state_saving import Saved, StateSaver
+from prompt_tuning_jax.training.step import check_microbatches
+from prompt_tuning_jax.training.train import check_metric, joined, metric_names, train
+from prompt_tuning_jax.training.trials import (
+    Trial,
+    Trials,
+    TrialsState,
+    kind_of,
+    make_trials_step,
+    why_alone,
+)
+
+# Arguments of `train` in which the runs of one program may differ.
+OWN = ('method', 'trainable', 'random_seed')
+# Those that say nothing of what is trained.
+_ASIDE = (*OWN, 'model_dir', 'created_by', 'progress', 'cache_dir', 'tfds_data_dir')
+
+# Called with a trial's number, a step and its metrics when these were measured, and are the
+# best of the trial so far.
+OnBest = Callable[[int, Saved], None]
+
+
+def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+  """Arguments of `train` with the defaults of the others.
+
+  Raises:
+    ValueError: if one is not known, or one is missing.
+  """
+  try:
+    bound = inspect.signature(train).bind(**{'model_dir': '', **arguments})
+  except TypeError as error:
+    raise ValueError(f'A run of the sweep cannot be trained: {error}.') from error
+  bound.apply_defaults()
+  values = bound.arguments
+  values['feature_lengths'] = dict(values['feature_lengths'] or {'inputs': 512, 'targets': 8})
+  values['placement'] = as_placement(values['placement'])
+  if values['trainable'] is None:
+    values['trainable'] = default_optimizer(values['method'])
+  return dict(values)
+
+
+def shared_key(arguments: Mapping[str, Any]) -> Any:
+  """What runs must have in common to share a program; None for one that has to be alone."""
+  values = completed(arguments)
+  if why_alone(values['method'], values['trainable']):
+    return None
+  shared = {name: value for name, value in values.items() if name not in _ASIDE}
+  return [describe(shared), kind_of(values['method'], values['backbone'].spec)]
+
+
+class _Best:
+  """The best state of each trial, by a metric or as the last; what it held is written at once."""
+
+  def __init__(self, metric: str | None, mode: str, write: Callable[[int, Saved, Any], None]):
+    self._metric = metric
+    self._sign = 1.0 if mode == 'max' else -1.0
+    self._write = write
+    self.of_trial: dict[int, Saved] = {}
+
+  def see(self, number: int, saved: Saved, injection: Callable[[], Any]) -> None:
+    before = self.of_trial.get(number)
+    if self._metric is not None and before is not None and before.step != saved.step:
+      values = [self._sign * one.metrics[self._metric] for one in (before, saved)]
+      # As of states of one run: the later one where two are equal; NaN is never better.
+      if not values[1] >= values[0] and math.isfinite(values[0]):
+        return
+    self.of_trial[number] = saved
+    self._write(number, saved, injection())
+
+
+def train_together(
+    runs: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    model_dir: str,
+    prompt_paths: Sequence[str],
+    created_by: str = 'prompt_tuning_jax.sweep',
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+  """Trains runs that can share a program, and writes the prompt of each.
+
+  Run again, it goes on where it stopped.
+
+  Args:
+    runs: arguments of `train` for each, without model_dir; they differ in `OWN` alone.
+    names: what the runs are called in metrics.
+    model_dir: folder of their common states and metrics.
+    prompt_paths: where the artifact of each run goes.
+    created_by: the command, for the artifacts' manifests.
+    progress: whether to show the progress line.
+
+  Returns:
+    For each run its best `step`, the `metrics` there, and `stopped_at`: the step at which it
+    went out of bounds, None where it did not.
+
+  Raises:
+    ValueError, OSError, MemoryError, training.loop.Interrupted: as `train`.
+  """
+  values = [completed(arguments) for arguments in runs]
+  shared = values[0]
+  backbone: Backbone = shared['backbone']
+  method = max(values, key=lambda one: one['method'].num_virtual_tokens)['method']
+  check_microbatches(shared['microbatches'], shared['batch_size'], 'BATCH_SIZE={}')
+  partitioning.check_batch(
+      backbone.mesh, shared['batch_size'], shared['microbatches'], 'BATCH_SIZE={}'
+  )
+  trials = Trials(
+      [Trial(one['method'], one['trainable'], one['random_seed']) for one in values],
+      backbone.spec,
+  )
+  plan.check_memory(
+      backbone=backbone,
+      method=method,
+      trainable=values[0]['trainable'],
+      batch_size=shared['batch_size'] * len(runs),
+      lengths='pack',
+      **{
+          name: shared[name]
+          for name in ('feature_lengths', 'packed_length', 'microbatches', 'dropout_rate')
+      },
+  )
+  saver = StateSaver(model_dir, keep=shared['keep_checkpoints'])
+  periods = loop.LoopConfig(
+      shared['train_steps'],
+      shared['log_period'],
+      shared['eval_period'],
+      shared['checkpoint_period'],
+  )
+  with ModelDir(model_dir) as folder:
+    description = {
+        'backbone_fingerprint': backbone.fingerprint,
+        'shared': shared_key(runs[0]),
+        'trials': {
+            name: describe({key: one[key] for key in OWN})
+            for name, one in zip(names, values, strict=True)
+        },
+    }
+    folder.claim(description)
+    load = {name: shared[name] for name in ('task_module', 'tfds_data_dir', 'cache_dir')}
+    tasks = load_task_or_mixture(shared['task'], 'train', backbone.vocabulary, **load)
+    batches = _batches(values, tasks, trials, backbone)
+    evaluators = _evaluators(values, backbone, load, model_dir)
+    if shared['best_metric'] is not None:
+      check_metric(shared['best_metric'], metric_names(evaluators[0]))
+
+    def write(number: int, saved: Saved, injection: Any) -> None:
+      write_outcome(
+          injection,
+          backbone.params,
+          backbone=backbone,
+          method=values[number]['method'],
+          saved=saved,
+          description={
+              'placement': shared['placement'].description,
+              'task': shared['task'] if isinstance(shared['task'], str) else shared['task'].name,
+              'feature_lengths': shared['feature_lengths'],
+          },
+          prompt_path=prompt_paths[number],
+          backbone_path=None,
+          created_by=created_by,
+      )
+
+    best = _Best(shared['best_metric'], shared['best_mode'], write)
+    _recall(best, prompt_paths)
+
+    def evaluate(state: TrialsState) -> dict[str, float]:
+      found = {}
+      step = int(state.step)
+      stopped_at = jax.device_get(state.stopped_at)
+      for number, name in enumerate(names):
+        if stopped_at[number] >= 0 and number in best.of_trial:
+          continue  # Its prompt is the one that was measured before.
+        injection = trials.injection_of(state.trainable, number)
+        metrics = joined({e.task.name: e(injection).metrics for e in evaluators[number]})
+        at = step if stopped_at[number] < 0 else int(stopped_at[number]) - 1
+        best.see(number, Saved(at, model_dir, metrics), lambda held=injection: held)
+        found |= {f'{name}/{metric}': value for metric, value in metrics.items()}
+      return found
+
+    loss = shared['loss'].of_rows(
+        shared['batch_size'],
+        shared['feature_lengths']['targets'] + method.num_decoder_virtual_tokens,
+    )
+    state = trials.placed_state(backbone.mesh)
+    placement = None
+    if backbone.mesh is not None:
+      everywhere = partitioning.everywhere(backbone.mesh)
+      placement = jax.tree.map(lambda x: x.sharding, state), everywhere
+    step_fn = make_trials_step(
+        trials,
+        backbone.module.clone(dropout_rate=shared['dropout_rate']),
+        loss=loss,
+        microbatches=shared['microbatches'],
+        seed=shared['random_seed'],
+        placement=placement,
+    )
+    with partitioning.on(backbone.mesh):
+      state = loop.run(
+          state,
+          {'backbone': backbone.params},
+          step_fn,
+          partitioning.PlacedBatches(batches, backbone.mesh),
+          periods,
+          saver=saver,
+          evaluate=evaluate,
+          summarize=lambda steps: _summary(names, steps),
+          description={'backbone': backbone.name, **description},
+          progress=progress,
+      )
+    stopped_at = jax.device_get(state.stopped_at)
+    return [
+        {
+            'step': best.of_trial[number].step,
+            'metrics': best.of_trial[number].metrics,
+            'stopped_at': int(stopped_at[number]) if stopped_at[number] >= 0 else None,
+        }
+        for number in range(len(runs))
+    ]
+
+
+def _batches(values, tasks, trials: Trials, backbone: Backbone) -> TrialBatches:
+  shared = values[0]
+  made: dict[tuple[int, int], TrainBatches] = {}
+  of_trials = []
+  for one in values:
+    key = one['random_seed'], one['method'].num_virtual_tokens
+    if key not in made:
+      made[key] = TrainBatches(
+          tasks,
+          shared['batch_size'],
+          feature_lengths=shared['feature_lengths'],
+          vocab_size=backbone.spec.vocab_size,
+          num_virtual_tokens=one['method'].num_virtual_tokens,
+          num_decoder_virtual_tokens=one['method'].num_decoder_virtual_tokens,
+          placement=shared['placement'],
+          seed=one['random_seed'],
+      )
+    of_trials.append(made[key])
+  share, shares = partitioning.data_share(backbone.mesh)
+  return TrialBatches(
+      of_trials,
+      vocab_size=backbone.spec.vocab_size,
+      num_virtual_tokens=trials.num_virtual_tokens,
+      num_decoder_virtual_tokens=trials.num_decoder_virtual_tokens,
+      feature_lengths=shared['feature_lengths'],
+      packed_length=shared['packed_length'],
+      row_multiple=shared['microbatches'] * partitioning.count_of_parts(backbone.mesh),
+      process_index=share,
+      process_count=shares,
+  )
+
+
+def _evaluators(values, backbone: Backbone, load, output_dir: str) -> list[list[Evaluator]]:
+  """The evaluators of each trial, which those with prompts of the same length share."""
+  shared = values[0]
+  eval_task = shared['eval_task'] or shared['task']
+  tasks = load_task_or_mixture(eval_task, shared['eval_split'], backbone.vocabulary, **load)
+  made: dict[int, list[Evaluator]] = {}
+  for one in values:
+    method = one['method']
+    if method.num_virtual_tokens not in made:
+      made[method.num_virtual_tokens] = [
+          Evaluator(
+              backbone,
+              task,
+              batch_size=shared['eval_batch_size'] or shared['batch_size'],
+              method=shared['eval_method'],
+              decoding=shared['decoding'],
+              feature_lengths=shared['feature_lengths'],
+              placement=shared['placement'],
+              num_virtual_tokens=method.num_virtual_tokens,
+              num_decoder_virtual_tokens=method.num_decoder_virtual_tokens,
+              lengths=shared['lengths'],
+              progress=False,
+          )
+          for task, _ in tasks
+      ]
+  return [made[one['method'].num_virtual_tokens] for one in values]
+
+
+def _recall(best: _Best, prompt_paths: Sequence[str]) -> None:
+  """The best states that an earlier start of the same runs left as artifacts."""
+  from prompt_tuning_jax.prompt_files import load_prompt
+
+  for number, path in enumerate(prompt_paths):
+    if os.path.exists(path):
+      manifest = load_prompt(path).manifest
+      best.of_trial[number] = Saved(manifest.step, path, dict(manifest.metrics))
+
+
+def _summary(names: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """What is logged of several steps: of all trials together, and of each that goes on."""
+  summary = loop.summary_of(steps)
+  going = [number for number, at in enumerate(steps[-1]['stopped_at']) if at < 0]
+  if not going:
+    raise FloatingPointError(
+        f'All {len(names)} runs went out of bounds, the last of them at step '
+        f'{max(steps[-1]["stopped_at"])}: their losses, gradients or prompts are not finite. '
+        'Start again in another MODEL_DIR with lower learning rates.'
+    )
+  for number in going:
+    of_trial = [
+        {name: values[number] for name, values in metrics['trials'].items()} for metrics in steps
+    ]
+    summary |= loop.per_token(f'{names[number]}/train', of_trial)
+  return summary

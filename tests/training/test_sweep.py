@@ -1,0 +1,172 @@
+"""A sweep: a grid of runs, what each ends with, the table, and going on."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.methods.prefix import Prefix
+from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.prompt_files import load_prompt
+from prompt_tuning_jax.sweep_report import SweepResult
+from prompt_tuning_jax.training import loop, sweep as sweep_lib, together
+from prompt_tuning_jax.training.optimizers import adafactor, adamw
+from prompt_tuning_jax.training.sweep import grid_points, sweep
+from prompt_tuning_jax.training.train import train
+from tests.conftest import assert_close
+from tests.training.conftest import FEATURE_LENGTHS
+
+GRID = {
+    'method': {1: SoftPrompt(1), 4: SoftPrompt(4)},
+    'random_seed': [0, 1],
+}
+
+
+@pytest.fixture
+def settings(random_backbone, cache_dir):
+  return dict(
+      backbone=random_backbone,
+      task='which_animal',
+      trainable=adafactor(0.3),
+      batch_size=16,
+      feature_lengths=FEATURE_LENGTHS,
+      cache_dir=cache_dir,
+      train_steps=12,
+      eval_period=4,
+      best_metric='accuracy',
+      log_period=4,
+      progress=False,
+  )
+
+
+def test_a_grid_is_all_combinations():
+  assert grid_points({'A': [1, 2], 'B': ['x', 'y']}) == [
+      {'A': 1, 'B': 'x'}, {'A': 1, 'B': 'y'}, {'A': 2, 'B': 'x'}, {'A': 2, 'B': 'y'},
+  ]  # fmt: skip
+  for grid, message in (
+      ({}, 'a dict of lists'),
+      ([1], 'a dict of lists'),
+      ({'A': 3}, r"such as \{'A': \[3\]\}"),
+      ({'A': []}, 'a list of its values'),
+      ({'A': [1, 2, 1]}, 'has the value 1 more than once'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      grid_points(grid)
+
+
+@pytest.mark.slow
+def test_every_run_ends_as_it_does_alone(settings, tmp_path):
+  result = sweep(GRID, model_dir=str(tmp_path / 'sweep'), **settings)
+  assert len(result.records) == 4
+  for record in result.records:
+    length, seed = record['settings'].values()
+    expected = train(
+        model_dir=str(tmp_path / record['run']),
+        method=SoftPrompt(length),
+        random_seed=seed,
+        **settings,
+    )
+    assert record['together'] == 4 and record['stopped_at'] is None
+    assert (record['step'], record['metrics']) == (expected.step, expected.metrics)
+    prompt = load_prompt(tmp_path / 'sweep' / record['prompt'])
+    assert_close(
+        prompt.injection.virtual_embeddings, expected.prompt.injection.virtual_embeddings, 1e-4
+    )
+    assert prompt.manifest.metrics == expected.prompt.manifest.metrics
+  # The table is of means over the seeds, and can be made from the results alone.
+  means = {
+      length: np.mean([r['metrics']['accuracy'] for r in result.records
+                       if r['settings']['method'] == length])
+      for length in (1, 4)
+  }  # fmt: skip
+  again = SweepResult.read(tmp_path / 'sweep')
+  for cell, length in zip(again.cells(), (1, 4), strict=True):
+    assert cell.settings == {'method': length} and cell.runs == 2
+    assert f'{means[length]:.2f} ± ' in repr(again)
+  assert (tmp_path / 'sweep' / 'table.md').read_text() == f'{result!r}\n'
+  assert (tmp_path / 'sweep' / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+  # Each run has its curve.
+  (folder,) = (tmp_path / 'sweep').glob('together_*')
+  records = read_jsonl(folder / 'metrics.jsonl')
+  name = result.records[0]['run']
+  assert sum(f'{name}/train/loss_per_token' in record for record in records) == 3
+  assert sum(f'eval/{name}/accuracy' in record for record in records) == 3
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_stopped_and_grows(settings, tmp_path, monkeypatch):
+  whole = sweep(GRID, model_dir=str(tmp_path / 'whole'), **settings)
+
+  # Stopped in the middle, as by a signal.
+  run = loop.run
+  def stopped(*args, **kwargs):
+    args = list(args)
+    args[4] = loop.LoopConfig(7, args[4].log_period, args[4].eval_period, 0)
+    run(*args, **kwargs)
+    raise loop.Interrupted('stopped')
+  monkeypatch.setattr(together.loop, 'run', stopped)
+  with pytest.raises(loop.Interrupted):
+    sweep(GRID, model_dir=str(tmp_path / 'parts'), **settings)
+  monkeypatch.setattr(together.loop, 'run', run)
+  resumed = sweep(GRID, model_dir=str(tmp_path / 'parts'), **settings)
+  for one, other in zip(resumed.records, whole.records, strict=True):
+    assert {**one, 'seconds': 0} == {**other, 'seconds': 0}
+    for name in ('whole', 'parts'):
+      assert (tmp_path / name / one['prompt']).exists()
+    np.testing.assert_array_equal(
+        *(load_prompt(tmp_path / name / one['prompt']).injection.virtual_embeddings
+          for name in ('whole', 'parts'))
+    )  # fmt: skip
+
+  # Nothing is trained twice; a point more is trained alone.
+  trained = []
+  train_one = sweep_lib.train
+  monkeypatch.setattr(sweep_lib, 'train', lambda **kw: trained.append(kw) or train_one(**kw))
+  monkeypatch.setattr(together, 'train_together', None)
+  assert sweep(GRID, model_dir=str(tmp_path / 'parts'), **settings).records == resumed.records
+  assert not trained
+  runs = sweep_lib._runs(GRID, settings)
+  more = {**GRID, 'method': {**GRID['method'], 2: SoftPrompt(2)}, 'random_seed': [0]}
+  grown = sweep(more, model_dir=str(tmp_path / 'parts'), **settings)
+  assert len(trained) == 1 and len(grown.records) == 5 and len(runs) == 4
+
+  # The same points with other settings are refused.
+  with pytest.raises(ValueError, match='holds a result of .* with other settings'):
+    sweep(GRID, model_dir=str(tmp_path / 'parts'), **{**settings, 'train_steps': 13})
+
+
+@pytest.mark.slow
+def test_what_cannot_share_a_program_runs_in_turn(settings, tmp_path):
+  grid = {
+      'method': {'prompt': SoftPrompt(2), 'longer': SoftPrompt(3), 'model': None},
+  }
+  settings = {**settings, 'trainable': adafactor(0.01), 'train_steps': 4}
+  result = sweep(grid, model_dir=str(tmp_path), **settings)
+  assert [record['together'] for record in result.records] == [2, 2, 1]
+  assert (tmp_path / result.records[2]['prompt']).is_dir()
+
+
+@pytest.mark.slow
+def test_a_run_out_of_bounds_is_part_of_the_results(settings, tmp_path):
+  rate = lambda step: jnp.where(step < 6, 0.1, jnp.nan)
+  grid = {'trainable': {'0.3': adafactor(0.3), 'too large': adafactor(rate)}}
+  settings.pop('trainable')
+  result = sweep(grid, model_dir=str(tmp_path), method=SoftPrompt(2), **settings)
+  good, bad = result.records
+  assert good['stopped_at'] is None and bad['stopped_at'] == 7
+  # What it had at the evaluation before counts.
+  assert bad['step'] == 4 and 'accuracy' in bad['metrics']
+  assert 'Went out of bounds' in repr(result) and f'{bad["run"]} at step 7' in repr(result)
+  json.loads((tmp_path / 'results.jsonl').read_text().splitlines()[0])
+
+
+def test_a_sweep_says_what_makes_no_sense(settings, tmp_path):
+  with pytest.raises(ValueError, match='cannot be trained: .*prompt_lenght'):
+    sweep({'prompt_lenght': [1, 2]}, model_dir=str(tmp_path), **settings)
+  with pytest.raises(FileNotFoundError, match='holds no results'):
+    SweepResult.read(tmp_path)
+  deep = {'method': {'a': Prefix(2, hidden=None), 'b': Prefix(3, hidden=None)}}
+  runs = sweep_lib._runs(deep, {**settings, 'trainable': adamw(1e-2)})
+  assert 'alone: method=a' in sweep_lib.announced(runs)
