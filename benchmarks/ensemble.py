@@ -73,7 +73,11 @@ def measured(paths: list[str], options: argparse.Namespace) -> dict[str, object]
   for _ in range(2):
     start = time.perf_counter()
     ptj.evaluate_prompts(
-        backbone, paths, TASK, ensemble='vote' if options.measure == 'together' else None, **settings
+        backbone,
+        paths,
+        TASK,
+        ensemble='vote' if options.measure == 'together' else None,
+        **settings,
     )
     seconds.append(round(time.perf_counter() - start, 2))
   return {'seconds': seconds, 'programs': ranking.score_choices._cache_size() - before}
