@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.artifact import save_prompt
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.data.file_task import FileTask
+  from prompt_tuning_jax.data.prompt_design import PromptDesign
   from prompt_tuning_jax.evaluation.evaluate import evaluate
   from prompt_tuning_jax.evaluation.infer import generate, rank
   from prompt_tuning_jax.evaluation.report import evaluate_prompts
@@ -46,6 +47,7 @@ _MODULES = {
     'InDecoder': 'methods.combined',
     'initializers': '',
     'FileTask': 'data.file_task',
+    'PromptDesign': 'data.prompt_design',
     'train': 'training.train',
     'evaluate': 'evaluation.evaluate',
     'evaluate_prompts': 'evaluation.report',
@@ -69,6 +71,7 @@ __all__ = [
     'InDecoder',
     'initializers',
     'FileTask',
+    'PromptDesign',
     'train',
     'evaluate',
     'evaluate_prompts',

@@ -15,7 +15,7 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,8 +27,8 @@ from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
-from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.file_task import FileTask
+from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH, PromptDesign, load_designed
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask, own_numbers
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import best_first, ranking
@@ -110,7 +110,7 @@ class Evaluator:
     if needs_labels or task.has_labels:
       task.require_labels()
     if feature_lengths is None:
-      feature_lengths = {'inputs': 512, 'targets': task.longest('targets')}
+      feature_lengths = {'inputs': INPUT_LENGTH, 'targets': task.longest('targets')}
     self.task = task
     self._backbone = backbone
     self._virtual_tokens = num_virtual_tokens, num_decoder_virtual_tokens
@@ -196,11 +196,8 @@ class Evaluator:
     """What is measured, found out by scoring the targets' own texts, without the model."""
     predictions = []
     for index in range(len(self.task)):
-      raw = self.task.example(index)
-      text = raw.get('targets_pretokenized')
-      if text is None:
-        text = self.task.vocabulary.decode(self.task[index]['targets'])
-      predictions.append(self._postprocessed(text, raw))
+      text = self.task.text('targets', index)
+      predictions.append(self._postprocessed(text, self.task.example(index)))
     return list(self._score(predictions, lambda: [0.0] * len(self.task)))
 
   def _rank(self, model, injection) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -259,13 +256,10 @@ class Evaluator:
 
   def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
     raw = self.task.example(index)
-    inputs = raw.get('inputs_pretokenized')
-    if inputs is None:
-      inputs = self.task.vocabulary.decode(self.task[index]['inputs'])
     return {
         'index': index,
         **own_numbers(raw),
-        'inputs': inputs,
+        'inputs': self.task.text('inputs', index),
         'target': self._targets[index],
         'prediction_text': text,
         'prediction': self._postprocessed(text, raw),
@@ -316,6 +310,7 @@ def evaluate(
     lengths: str = 'bucket',
     decoding: Decoding | None = None,
     normalize_by_length: bool = False,
+    design: PromptDesign | None = None,
     params: PyTree | None = None,
     output_dir: str | None = None,
     step: int | None = None,
@@ -340,6 +335,7 @@ def evaluate(
     lengths: 'pad', or 'bucket' or 'pack', which are one here; the scores are the same.
     decoding: how to generate. A max_length of None is as the prompt was trained.
     normalize_by_length: rank by mean log-probabilities.
+    design: words and solved examples around each input (prompt design), instead of a prompt.
     params: the backbone's weights, where they are not its own.
     output_dir: where `inference_eval/` is written; None writes nothing.
     step: training step for the files; default: the prompt's.
@@ -353,8 +349,9 @@ def evaluate(
 
   Raises:
     ValueError: if there are no tasks or the same one twice, the prompt does not belong to
-      the backbone, or as `Evaluator`.
+      the backbone, there are a prompt and a design, or as `Evaluator` and `PromptDesign`.
   """
+  check_alone(design, [prompt])
   injection, manifest = unpack_prompt(backbone, prompt)
   source = getattr(prompt, 'source', None) or (prompt if isinstance(prompt, str) else '')
   num_virtual_tokens, num_decoder_virtual_tokens = _virtual_tokens(injection)
@@ -365,7 +362,7 @@ def evaluate(
   if isinstance(decoding, Decoding) and decoding.max_length is None:
     longest = (feature_lengths or {}).get('targets', Decoding.max_length)
     decoding = dataclasses.replace(decoding, max_length=longest)
-  loaded = load_tasks(backbone, tasks, split, task_settings)
+  loaded = load_tasks(backbone, tasks, split, task_settings, design, feature_lengths)
   results = {}
   for name, task in loaded.items():
     evaluator = Evaluator(
@@ -385,7 +382,8 @@ def evaluate(
         needs_labels=False,
     )
     result = evaluator(injection, params, step=step)
-    results[name] = dataclasses.replace(result, prompt=source)
+    of_words = task.manifest.get('design', '')
+    results[name] = dataclasses.replace(result, prompt=source or of_words)
   if list(results) == [tasks] or isinstance(tasks, TokenizedTask | FileTask):
     return next(iter(results.values()))
   return results
@@ -396,19 +394,33 @@ def load_tasks(
     tasks: TokenizedTask | FileTask | str | Sequence[TokenizedTask | FileTask | str],
     split: str,
     settings: Mapping[str, Any],
+    design: PromptDesign | None = None,
+    feature_lengths: Mapping[str, int] | None = None,
 ) -> dict[str, TokenizedTask]:
   """The tasks, those that were named loaded, by the names of their results.
 
+  Args:
+    backbone: whose vocabulary counts.
+    tasks: see `evaluate`.
+    split: of those that are named.
+    settings: for those, as `load_task` takes them.
+    design: makes the inputs of all of them, if there is one.
+    feature_lengths: what these have to fit.
+
   Raises:
-    ValueError: if there are none, or the same split is there twice; else as `load_task`.
+    ValueError: if there are none, the same split is there twice, or a split that is loaded
+      already has no training examples for the design; else as `load_task`.
   """
+  length = feature_lengths['inputs'] if feature_lengths else INPUT_LENGTH
   loaded: list[TokenizedTask] = []
   for task in [tasks] if isinstance(tasks, TokenizedTask | FileTask | str) else tasks:
     if isinstance(task, str | FileTask):
-      members = load_task_or_mixture(task, split, backbone.vocabulary, **settings)
+      members = load_designed(
+          design, task, split, backbone.vocabulary, length=length, **settings
+      )
       loaded += [member for member, _ in members]
     else:
-      loaded.append(task)
+      loaded.append(task if design is None else design(task, length=length))
   if not loaded:
     raise ValueError('There is nothing to evaluate: give at least one task.')
   names = [task.name for task in loaded]
@@ -422,6 +434,16 @@ def load_tasks(
         f'{", ".join(f"{task.name}/{task.split}" for task in loaded)}. Name each once.'
     )
   return named
+
+
+def check_alone(design: PromptDesign | None, prompts: Iterable[AnyPrompt]) -> None:
+  """Raises ValueError where a design is to be evaluated with prompts that were trained."""
+  if design is not None and any(prompt is not None for prompt in prompts):
+    raise ValueError(
+        'There are a design and a prompt, but a prompt was trained on the inputs as its task '
+        'has them. Evaluate one of them; if both together are meant, give the designed task '
+        'instead of the design: design(task, train).'
+    )
 
 
 def _divisible(rows: int, mesh: Mesh | None) -> int:
