@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.artifact import save_prompt
   from prompt_tuning_jax.checkpoints.load import load_backbone
   from prompt_tuning_jax.data.file_task import FileTask
+  from prompt_tuning_jax.data.prompt_design import PromptDesign
   from prompt_tuning_jax.evaluation.evaluate import evaluate
   from prompt_tuning_jax.evaluation.infer import ensemble, generate, rank
   from prompt_tuning_jax.evaluation.report import evaluate_prompts
@@ -47,6 +48,7 @@ _MODULES = {
     'InDecoder': 'methods.combined',
     'initializers': '',
     'FileTask': 'data.file_task',
+    'PromptDesign': 'data.prompt_design',
     'train': 'training.train',
     'sweep': 'training.sweep',
     'evaluate': 'evaluation.evaluate',
@@ -72,6 +74,7 @@ __all__ = [
     'InDecoder',
     'initializers',
     'FileTask',
+    'PromptDesign',
     'train',
     'sweep',
     'evaluate',

@@ -150,15 +150,16 @@ _COMMANDS = {
         'metrics and predictions of prompts, a run, or the bare model on a task or mixture',
         'Evaluates PROMPT_FILE (an artifact or a .npy prompt; several give mean ± standard '
         'deviation, and with ENSEMBLE what they answer together), or what a run left in '
-        'CHECKPOINT_PATH, or the backbone alone where neither is set. Of '
+        'CHECKPOINT_PATH, or the backbone alone where neither is set, with words and solved '
+        'examples around each input where PROMPT_DESIGN is. Of '
         "SuperGLUE's mixture it prints the score, and EVAL_OUTPUT_DIR receives the "
         "leaderboard's files.",
     ),
     'infer': _Command(
         'text in, text or ranked labels out',
         'Answers the texts on the command line, or one a line from standard input, with '
-        'PROMPT_FILE (several prompts answer together: ENSEMBLE) or the backbone alone. '
-        'CLASS_LABELS ranks those instead of writing '
+        'PROMPT_FILE (several prompts answer together: ENSEMBLE), with the words of '
+        'PROMPT_DESIGN, or the backbone alone. CLASS_LABELS ranks those instead of writing '
         'freely; INFER_OUTPUT_DIR keeps the answers in a file. Answers come one a line in '
         'the order of the texts; a blank line is answered with a blank line.',
     ),

@@ -16,9 +16,10 @@ from prompt_tuning_jax import processes
 from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config.building import vocabulary_of
-from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
+from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.pretraining import Component
+from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH, PromptDesign, load_designed
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
@@ -48,6 +49,7 @@ def evaluate(
     method: Method | None = None,
     trainable: Any = None,
     best_metric: str | None = None,
+    design: PromptDesign | None = None,
     batch_size: int | None = None,
     feature_lengths: Mapping[str, int] | None = None,
     placement: Any = None,
@@ -72,6 +74,7 @@ def evaluate(
     method: the run's prompt method, where a checkpoint is named.
     trainable: the run's optimiser or labelling, where a checkpoint is named.
     best_metric: metric of a run's best state.
+    design: words and solved examples around each input, for the bare backbone.
     batch_size: rows of a batch; 64 where None.
     feature_lengths: longest inputs and targets; default: as the prompt was trained.
     placement: where the virtual tokens stand; default: as the prompt was trained.
@@ -89,10 +92,12 @@ def evaluate(
     The results, which print as a line or a table.
   """
   vocabulary = vocabulary_of(backbone)
-  loaded = load_task_or_mixture(
+  loaded = load_designed(
+      design,
       task,
       split,
       vocabulary,
+      length=feature_lengths['inputs'] if feature_lengths else INPUT_LENGTH,
       task_module=task_module,
       tfds_data_dir=tfds_data_dir,
       cache_dir=cache_dir,
@@ -141,6 +146,7 @@ def infer(
     prompt_file: str | Sequence[str] | None = None,
     choices: Sequence[str] | None = None,
     placement: Any = None,
+    design: PromptDesign | None = None,
     batch_size: int | None = None,
     decoding: Decoding | None = None,
     ensemble: str = 'vote',
@@ -151,12 +157,15 @@ def infer(
   Args:
     backbone: the model.
     texts: the inputs, as the task words them; where the prompt stands in a template of
-      other fields, each a JSON object with the text of every field. A blank one is not put
-      to the model: its answer is blank too, so that answers and texts match line by line.
+      other fields, or the design has such a template, each a JSON object with the text of
+      every field. A blank one is not put to the model: its answer is blank too, so that
+      answers and texts match line by line.
     prompt_file: an artifact or a `.npy` prompt; several of one kind, by a list or a path with
       `*`, answer together; None for the bare model.
     choices: texts to choose from.
     placement: where the virtual tokens stand; default: as the prompt was trained.
+    design: words around each text, for the bare model; without solved examples, since there
+      is no task to draw them from.
     batch_size: most texts in a batch; 64 where None.
     decoding: how to write freely; greedily where None.
     ensemble: how several prompts answer together: 'vote' or 'mean', see `voting.agreed`.
@@ -185,7 +194,14 @@ def infer(
       for prompt in prompts
   ]
   _check_fields(places)
-  asked = [_example(text, places[0]) for text in asked]
+  fields = places[0].fields if design is None else design.fields
+  asked = [_example(text, fields) for text in asked]
+  if design is not None:
+    design.check_words_alone()
+    design.warn_of_line_breaks(vocabulary_of(backbone))
+    asked = [
+        design.text({'inputs': text} if isinstance(text, str) else text) for text in asked
+    ]
   found = _answered(
       backbone,
       prompts,
@@ -240,18 +256,18 @@ def _answered(
   return [{'prediction': answer.label, 'scores': answer.scores} for answer in ranked]
 
 
-def _example(text: str, placement: Placement) -> str | dict[str, str]:
-  """A text as it is, or the fields that it holds where the placement reads several."""
-  if placement.fields == ('inputs',):
+def _example(text: str, names: Sequence[str]) -> str | dict[str, str]:
+  """A text as it is, or the fields that it holds where the template reads several."""
+  if tuple(names) == ('inputs',):
     return text
   try:
     fields = json.loads(text)
     if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
       raise ValueError('no object, or one whose fields are not all texts')
   except ValueError as error:
-    example = json.dumps(dict.fromkeys(placement.fields, '…'), ensure_ascii=False)
+    example = json.dumps(dict.fromkeys(names, '…'), ensure_ascii=False)
     raise ValueError(
-        f'The template of this prompt reads the fields {", ".join(placement.fields)}, so that '
+        f'The template of this prompt reads the fields {", ".join(names)}, so that '
         f'each text is a JSON object such as {example}; this is none ({error}): {text}'
     ) from error
   return fields

@@ -20,14 +20,12 @@ from prompt_tuning_jax import screen, task_list
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.batches import EvalBatches
-from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
+from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE
 from prompt_tuning_jax.data.file_task import FileTask
+from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH, PromptDesign, load_designed
 from prompt_tuning_jax.data.tokenized_task import NoSplitError, TokenizedTask, own_numbers
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.methods.method import Method
-
-# Longest inputs where TASK_FEATURE_LENGTHS is not set, as in evaluation.
-_INPUT_LENGTH = 512
 
 # Of a longer row so many tokens are shown at its beginning and at its end.
 _HEAD, _TAIL = 48, 16
@@ -44,6 +42,7 @@ def tasks(
     method: Method | None = None,
     feature_lengths: Mapping[str, int] | None = None,
     placement: Any = 'prefix',
+    design: PromptDesign | None = None,
     task_module: str = DEFAULT_TASK_MODULE,
     tfds_data_dir: str | None = None,
     cache_dir: str | None = None,
@@ -53,11 +52,13 @@ def tasks(
   Args:
     backbone: whose vocabulary and sizes count; its weights are not loaded.
     task: name of a seqio task or mixture, or a task of files; None lists all names.
-    split: its split; the first of train, validation, test that it has where None.
+    split: its split; the first of train, validation, test that it has where None (of
+      validation and test where a design takes its examples from train).
     examples: how many to show; of a mixture the first of each task.
     method: the prompt method, for its virtual tokens; None for none.
     feature_lengths: longest inputs and targets; 512 and the longest target where None.
     placement: where the virtual tokens stand.
+    design: words and solved examples around each input, instead of a prompt.
     task_module: module whose import registers the task.
     tfds_data_dir: folder of TensorFlow Datasets.
     cache_dir: folder of tokenised tasks.
@@ -76,24 +77,33 @@ def tasks(
       task,
       split,
       vocabulary_of(backbone),
+      design=design,
+      length=feature_lengths['inputs'] if feature_lengths else INPUT_LENGTH,
       task_module=task_module,
       tfds_data_dir=tfds_data_dir,
       cache_dir=cache_dir,
   )
-  report = _Report(backbone, method, feature_lengths, placement)
+  report = _Report(backbone, method, feature_lengths, placement, design)
   if isinstance(task, FileTask) or [of_task.name for of_task, _ in loaded] == [task]:
     return report.of_task(loaded[0][0], examples)
   return report.of_mixture(task, loaded, examples)
 
 
 def _load(
-    task: str | FileTask, split: str | None, vocabulary: Any, **kwargs: Any
+    task: str | FileTask,
+    split: str | None,
+    vocabulary: Any,
+    design: PromptDesign | None,
+    **kwargs: Any,
 ) -> list[tuple[TokenizedTask, float]]:
   refused: NoSplitError | None = None
   # Where no split is named, the first that a task has.
-  for name in task_list.SPLITS if split is None else (split,):
+  names = task_list.SPLITS if split is None else (split,)
+  if split is None and design is not None and design.examples:
+    names = [name for name in names if name != 'train']
+  for name in names:
     try:
-      return load_task_or_mixture(task, name, vocabulary, **kwargs)
+      return load_designed(design, task, name, vocabulary, **kwargs)
     except NoSplitError as error:
       refused = refused or error
   raise refused
@@ -111,9 +121,11 @@ class _Report:
       method: Method | None,
       feature_lengths: Mapping[str, int] | None,
       placement: Any,
+      design: PromptDesign | None,
   ):
     self._backbone = backbone
     self._method = method
+    self._design = design
     self._given_lengths = feature_lengths
     self._placement = as_placement(placement)
     self._first_id = backbone.spec.vocab_size
@@ -172,7 +184,7 @@ class _Report:
     """TASK_FEATURE_LENGTHS, or what stands for it where it is not set."""
     if self._given_lengths is not None:
       return self._given_lengths
-    return {'inputs': _INPUT_LENGTH, 'targets': task.longest('targets')}
+    return {'inputs': INPUT_LENGTH, 'targets': task.longest('targets')}
 
   @property
   def num_virtual_tokens(self) -> int:
@@ -192,6 +204,8 @@ class _Report:
       prompt += f', placed {placement!r}' if self._num_virtual else ' in the input'
       if self._num_in_decoder:
         prompt += f', {self._num_in_decoder} in the decoder'
+    if self._design is not None:
+      prompt = f'words, {self._design}'
     vocabulary = (
         f'of {self._backbone.name}: {vocabulary.size:,} ids, {self._first_id:,} rows in the '
         'embedding table'
@@ -207,9 +221,7 @@ class _Report:
     title = f'example {index}' + (f', {_id_text(raw)}' if _id(raw) is not None else '')
     lines = [screen.colored(title, screen.TITLE)]
     for name, feature in (('input', 'inputs'), ('target', 'targets')):
-      text = raw.get(f'{feature}_pretokenized')
-      if text is None:
-        text = seen.task.vocabulary.decode(seen.task[index][feature])
+      text = seen.task.text(feature, index)
       lines += screen.wrapped(f'{name:11}', ' ' * 11, repr(text))
     encoder = _row(batch.encoder_input_tokens[index])
     num_virtual = int(np.sum(encoder >= self._first_id))
@@ -323,7 +335,7 @@ def _statistics(seen: _Seen) -> list[str]:
     lines += screen.wrapped(f'{feature:11}', ' ' * 11, _summary(seen, feature))
     lines += screen.histogram(seen.ordinary[feature], seen.lengths[feature])
   raws = [task.example(index) for index in range(len(task))]
-  lines += _shares(task, raws)
+  lines += _shares(task)
   unlabelled = task.manifest['unlabelled']
   text = 'every example has one'
   if unlabelled['count']:
@@ -358,12 +370,9 @@ def _summary(seen: _Seen, feature: str) -> str:
   )
 
 
-def _shares(task: TokenizedTask, raws: Sequence[Mapping[str, Any]]) -> list[str]:
+def _shares(task: TokenizedTask) -> list[str]:
   """How often each answer occurs."""
-  texts = [raw.get('targets_pretokenized') for raw in raws]
-  if any(text is None for text in texts):
-    texts = [task.vocabulary.decode(task[index]['targets']) for index in range(len(task))]
-  counts = collections.Counter(texts)
+  counts = collections.Counter(task.text('targets', index) for index in range(len(task)))
   if task.label_classes:
     # Classes that do not occur are told too.
     counts.update(dict.fromkeys(task.label_classes, 0))
@@ -377,7 +386,7 @@ def _shares(task: TokenizedTask, raws: Sequence[Mapping[str, Any]]) -> list[str]
   for text, count in shown:
     name = _short(text)
     space = ' ' * max(width - screen.columns(name), 0)
-    share = count / len(texts)
+    share = count / len(task)
     lines.append(f'{" " * 11}{name}{space} {share:6.1%}  {screen.counted_bar(24 * share, count)}')
   if len(counts) > len(shown) and task.label_classes:
     lines.append(f'{" " * 11}… {len(counts) - len(shown)} more')

@@ -97,6 +97,33 @@ def test_fields_of_a_template_are_given_as_json_objects(infer, backbone, tmp_pat
   assert "has no 'sub'" in errors
 
 
+@pytest.mark.filterwarnings('default')
+def test_words_around_a_text_are_put_to_the_model(infer, tmp_path):
+  labels = "--gin.CLASS_LABELS=['animal', 'plant']"
+  design = ['--gin_file=methods/prompt_design', '--gin.PromptDesign.examples=0']
+  status, lines, errors = infer(
+      'a dog\n\na tree\n', labels, *design, f'--gin.INFER_OUTPUT_DIR={tmp_path}'
+  )
+  assert status == 0, errors
+  assert lines == infer('a dog answer:\n\na tree answer:\n', labels)[1] != infer(
+      'a dog\n\na tree\n', labels
+  )[1]
+  records = [json.loads(x) for x in (tmp_path / 'inferences.jsonl').read_text().splitlines()]
+  assert [record['inputs'] for record in records] == ['a dog', '', 'a tree']
+  # Fields of the design's template, as those of a prompt's, come as a JSON object.
+  fields = '--gin.PromptDesign.template=Is {sub} a {obj}?'
+  status, lines, errors = infer('{"sub": "a dog", "obj": "tree"}\n', labels, *design, fields)
+  assert status == 0, errors
+  assert lines == infer('Is a dog a tree?\n', labels)[1]
+  status, _, errors = infer('a dog\n', labels, *design, fields)
+  assert status == 2
+  assert 'reads the fields sub, obj, so that each text is a JSON object' in errors
+  broken = '--gin.PromptDesign.template="Think.\\n{inputs}"'
+  status, _, errors = infer('a dog\n', labels, *design, broken)
+  assert status == 0
+  assert 'line breaks of PromptDesign are spaces to this model' in errors
+
+
 def test_an_answer_stays_on_its_line():
   assert commands._answer_line({'prediction': 'one\ntwo'}) == 'one two'
 
@@ -114,7 +141,7 @@ def evaluated(backbone, monkeypatch):
       seen.update(settings)
       return lambda *call, **step: EvalResult('a_task', 'train', {'accuracy': 0.0}, [])
 
-    monkeypatch.setattr(commands, 'load_task_or_mixture', lambda *args, **others: [(task, 1.0)])
+    monkeypatch.setattr(commands, 'load_designed', lambda *args, **others: [(task, 1.0)])
     monkeypatch.setattr(evaluate_lib, 'Evaluator', evaluator)
     commands.evaluate(backbone=backbone, task='a_task', **kwargs)
     return seen
@@ -144,6 +171,53 @@ def test_answers_may_be_as_long_as_the_targets_the_prompt_was_trained_with(
 
 def test_the_configuration_of_a_training_run_leaves_the_batch_size_open(evaluated):
   assert evaluated(batch_size=None)['batch_size'] == 64
+
+
+def test_a_design_is_evaluated_by_gin_alone(backbone_dir, tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv('PTJ_CACHE_DIR', str(tmp_path / 'cache'))
+  for split, rows in (
+      ('train', [f'thing {i}\t{i % 2}' for i in range(12)]),
+      ('dev', [f'other {i}\t{i % 2}' for i in range(4)]),
+  ):
+    (tmp_path / f'{split}.tsv').write_text('\n'.join(['text\tlabel', *rows]))
+  flags = [
+      f'--gin.INITIAL_CHECKPOINT_PATH={backbone_dir}',
+      '--gin.MIXTURE_OR_TASK_NAME=@FileTask()',
+      '--gin.FileTask.name=things',
+      f"--gin.FileTask.files={{'train': '{tmp_path}/train.tsv', "
+      f"'validation': '{tmp_path}/dev.tsv'}}",
+      '--gin.FileTask.inputs={text}',
+      '--gin.FileTask.targets=label',
+      "--gin.FileTask.label_names={'0': 'food', '1': 'plant'}",
+      '--gin_file=methods/prompt_design',
+  ]
+
+  def predictions(*more):
+    out = tmp_path / 'out'
+    status = cli.main(['evaluate', *flags, f'--gin.EVAL_OUTPUT_DIR={out}', *more])
+    printed, errors = capsys.readouterr()
+    assert status == 0, errors
+    assert re.fullmatch(r'things, validation: accuracy \S+ \(4 examples\)\n', printed)
+    lines = (out / 'inference_eval' / 'things-predictions.jsonl').read_text().splitlines()
+    return [json.loads(line)['inputs'] for line in lines]
+
+  first = predictions()
+  pattern = r'(thing (\d+) answer: (food|plant); ){4}other 3 answer:'
+  assert re.fullmatch(pattern, first[3])
+  shown = re.findall(r'thing (\d+) answer: (\w+);', first[0])
+  assert [('food', 'plant')[int(i) % 2] for i, _ in shown] == [label for _, label in shown]
+  assert sorted(label for _, label in shown) == ['food', 'food', 'plant', 'plant']
+  assert predictions('--gin.RANDOM_SEED=0') == first
+  assert predictions('--gin.RANDOM_SEED=1') != first
+  assert predictions('--gin.PROMPT_DESIGN=None') == [f'other {i}' for i in range(4)]
+
+  # `tasks` shows the same inputs, of a split that is not the one of the examples.
+  assert cli.main(['tasks', *flags, '--examples=1']) == 0
+  printed, _ = capsys.readouterr()
+  assert printed.startswith("things, split 'validation', 4 examples\n")
+  shown = printed[: printed.index('encoder,')].replace('\n           ', ' ')
+  assert 'prompt     words, PromptDesign(template=' in printed
+  assert repr(first[0]) in shown
 
 
 # The configuration in the folder of a run.

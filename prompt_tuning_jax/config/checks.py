@@ -22,8 +22,9 @@ from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.config import errors
 from prompt_tuning_jax.data import buckets, cache
 from prompt_tuning_jax.data.file_task import FileTask
+from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
-from prompt_tuning_jax.data.virtual_tokens import as_placement
+from prompt_tuning_jax.data.virtual_tokens import Template, as_placement
 from prompt_tuning_jax.evaluation import evaluator
 from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
 from prompt_tuning_jax.evaluation.voting import check_ensemble
@@ -88,6 +89,8 @@ def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
     # Whether the files are there is quickly seen.
     split = split or task.splits[0]
     eval_task = eval_task or (task if command == 'train' else None)
+    if (design := kwargs.get('design')) is not None and design.examples:
+      task.paths('train')
   for name, of_split in (
       (task, split),
       (eval_task, kwargs.get('eval_split', 'validation')),
@@ -143,10 +146,17 @@ def _check_train(
   input_length = feature_lengths['inputs'] if feature_lengths else None
   as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
   if trainable is not None:
+    labelling = trainable_lib.as_labelling(trainable, method)
+    if method is None and all(label.split('/')[0] == 'prompt' for label in labelling):
+      raise ValueError(
+          'PROMPT is None, and TRAINABLE names nothing but the prompt, so that nothing would '
+          'train. Tune the model with --gin_file=methods/model_tuning, or name a prompt method; '
+          'words around the input (PROMPT_DESIGN) are not trained, `evaluate` scores them.'
+      )
     shapes = {'backbone': backbone.shapes}
     if method is not None:
       shapes['prompt'], _ = method_lib.shapes(method, backbone.spec)
-    trainable_lib.split(shapes, trainable_lib.as_labelling(trainable, method))
+    trainable_lib.split(shapes, labelling)
   if decoding is not None and decoding.max_length is None:
     raise ValueError(
         'DECODING does not know how long answers may be: set TASK_FEATURE_LENGTHS, or '
@@ -165,6 +175,7 @@ def _check_evaluate(
     backbone: Backbone,
     prompt_file: Any = None,
     checkpoint_path: str | None = None,
+    design: PromptDesign | None = None,
     placement: Any = None,
     eval_method: str = 'rank',
     lengths: str = 'bucket',
@@ -173,6 +184,7 @@ def _check_evaluate(
     **others: Any,
 ) -> list[str]:
   del others
+  _check_design(design, placement, PROMPT_FILE=prompt_file, CHECKPOINT_PATH=checkpoint_path)
   if prompt_file and checkpoint_path:
     raise ValueError(
         f'PROMPT_FILE={prompt_file} and CHECKPOINT_PATH={checkpoint_path} are both set; '
@@ -201,11 +213,15 @@ def _check_infer(
     backbone: Backbone,
     prompt_file: str | Sequence[str] | None = None,
     choices: Sequence[str] | None = None,
+    design: PromptDesign | None = None,
     placement: Any = None,
     ensemble: str = 'vote',
     **others: Any,
 ) -> None:
   del others
+  _check_design(design, placement, PROMPT_FILE=prompt_file)
+  if design is not None:
+    design.check_words_alone()
   if isinstance(prompt_file, Mapping) or any('{task}' in p for p in _listed(prompt_file or ())):
     raise ValueError(
         f'PROMPT_FILE is {prompt_file!r}, the prompts of each task; infer knows of no task. Name '
@@ -320,10 +336,12 @@ def _check_tasks(
     task: str | FileTask | None = None,
     method: Method | None = None,
     feature_lengths: Mapping[str, int] | None = None,
+    design: PromptDesign | None = None,
     placement: Any = 'prefix',
     **others: Any,
 ) -> None:
   del others
+  _check_design(design, placement, PROMPT=method and f'@{type(method).__name__}()')
   if task is not None:
     count = 0 if method is None else method.num_virtual_tokens
     input_length = feature_lengths['inputs'] if feature_lengths else None
@@ -394,6 +412,24 @@ def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:
     hint = f' Did you mean {near[0]!r}?' if near else ''
     raise ValueError(
         f'{macro} is {value!r}; it may be {" or ".join(map(repr, choices))}.{hint}'
+    )
+
+
+def _check_design(design: PromptDesign | None, placement: Any, **tuned: Any) -> None:
+  """Refuses a design beside a tuned prompt or a template, by the names of their macros."""
+  if design is None:
+    return
+  for macro, value in tuned.items():
+    if value:
+      raise ValueError(
+          f'PROMPT_DESIGN and {macro}={value} are both set, but what is tuned is tuned on the '
+          'inputs as the task has them. Set one of them to None (methods/prompt_design sets '
+          'PROMPT to it).'
+      )
+  if placement is not None and isinstance(as_placement(placement), Template):
+    raise ValueError(
+        f'PROMPT_DESIGN and the template PLACEMENT={placement!r} both say what stands around an '
+        'input. Put the words into PromptDesign.template, and leave PLACEMENT unset.'
     )
 
 

@@ -299,13 +299,20 @@ MACROS: Mapping[str, Macro] = {
         'metric by which the best state is kept', "'accuracy'", _TEXT, True
     ),
     'RANDOM_SEED': Macro(
-        'seed of the prompt, the data order and dropout',
+        'seed of the prompt, the data order and dropout; which examples PROMPT_DESIGN shows',
         '0',
         _SEED,
         advice='Runs are always seeded here, so that they can be resumed and repeated; '
         "T5X's None, a seed from the clock, has no counterpart.",
     ),
     'PROMPT': Macro('the prompt method; None for none', '@SoftPrompt()', _OBJECT, True),
+    'PROMPT_DESIGN': Macro(
+        'words and solved examples around each input, instead of a prompt that is trained; '
+        'None for the input as it is',
+        '@PromptDesign()',
+        _OBJECT,
+        True,
+    ),
     'PROMPT_LENGTH': Macro(
         'virtual tokens of the prompt, or positions of the prefix; @slots_of() is as many as '
         'the template PLACEMENT has',

@@ -54,6 +54,7 @@ _FUNCTIONS: Mapping[str, str] = {
     'jsonl_pairs': 'config.building:jsonl_pairs',
     'load_task': 'data.cache:load_task',
     'FileTask': 'data.file_task:FileTask',
+    'PromptDesign': 'data.prompt_design:PromptDesign',
 }
 
 # The commands that gin configures. Gin gathers their arguments; `cli.py` calls them.
@@ -136,8 +137,8 @@ def _register(name: str, target: Callable[..., Any], *, gathers: bool = False) -
     return kwargs if gathers else target(*args, **kwargs)
 
   signature = inspect.signature(target)
-  # Flax gives every module two fields, and the command line sets some arguments itself.
-  others = ('parent', 'name') if _is_module(target) else _FROM_COMMAND_LINE
+  # Flax gives every module two fields, and the command line sets some arguments of commands.
+  others = _FROM_COMMAND_LINE if gathers else ('parent', 'name') * _is_module(target)
   call.__signature__ = signature
   call.__name__ = call.__qualname__ = name
   call.__doc__ = target.__doc__

@@ -1,4 +1,4 @@
-"""Fields of a line of a file, and texts that name them in braces: `review: {text}`."""
+"""Fields of an example, and texts that name them in braces: `review: {text}`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_number(text: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class FieldText:
-  """Words and fields in order: `FileTask.inputs` and `FileTask.targets`, parsed.
+  """Words and fields in order: `FileTask.inputs`, `PromptDesign.template` and the like, parsed.
 
   Attributes:
     parameter: which of them it is.
@@ -107,14 +107,23 @@ class FieldText:
     if not any(value.strip() for value in values.values()):
       are = 'is' if len(values) == 1 else 'are'
       raise ValueError(f'{" and ".join(map(repr, values))} {are} empty ({self.parameter})')
+    return self.joined(values)
+
+  def joined(self, values: Mapping[str, str]) -> str:
+    """The text with these values in the places of its fields, whatever they are."""
     return ''.join(
         words + ('' if name is None else values[name]) for words, name in self.parts
     )
 
 
 @functools.cache
-def parse(parameter: str, text: str) -> FieldText:
+def parse(parameter: str, text: str, owner: str = 'FileTask') -> FieldText:
   """Parses a text; one without braces is the name of a field.
+
+  Args:
+    parameter: where the text was set, for messages.
+    text: the text.
+    owner: whose parameter that is.
 
   Raises:
     ValueError: if its braces make no sense.
@@ -125,7 +134,7 @@ def parse(parameter: str, text: str) -> FieldText:
     parsed = list(string.Formatter().parse(text))
   except ValueError as error:
     raise ValueError(
-        f'FileTask.{parameter}={text!r}: {error}. Braces come in pairs, around the name of a '
+        f'{owner}.{parameter}={text!r}: {error}. Braces come in pairs, around the name of a '
         'field; braces to be read are written {{ and }}.'
     ) from error
   parts = []
@@ -137,7 +146,7 @@ def parse(parameter: str, text: str) -> FieldText:
   names = [name for _, name in parts if name is not None]
   if not names or '' in names:
     raise ValueError(
-        f'FileTask.{parameter}={text!r} has no name of a field in its braces. Write {{text}} '
+        f'{owner}.{parameter}={text!r} has no name of a field in its braces. Write {{text}} '
         'for the field text.'
     )
   return FieldText(parameter, tuple(parts))

@@ -122,6 +122,11 @@ class TokenizedTask:
     """The example's raw fields: texts before tokenising, idx and the like."""
     return self._row(index)[0]
 
+  def text(self, feature: str, index: int) -> str:
+    """A feature as text, decoded where the task has only its ids."""
+    text = self.example(index).get(f'{feature}_pretokenized')
+    return self.vocabulary.decode(self._tokens(feature, index)) if text is None else text
+
   def target(self, index: int) -> Any:
     """What the metrics compare a prediction with: the postprocessed target."""
     self.require_labels()
@@ -193,6 +198,31 @@ class TokenizedTask:
     """Share of the examples, in [0, 1], that `length` would cut."""
     lengths = self.lengths(feature)
     return float(np.mean(lengths > length)) if len(lengths) else 0.0
+
+  def with_inputs(self, texts: Sequence[str], **manifest: Any) -> TokenizedTask:
+    """The same examples with other inputs, which are tokenised; all else stays.
+
+    Args:
+      texts: one for each example; an end-of-sequence token follows it.
+      **manifest: further entries of the manifest.
+    """
+    tokens, rows = text_files.RaggedTokens(), text_files.RaggedBytes()
+    for index, ids in enumerate(self.vocabulary.encode_many(texts)):
+      tokens.append([*ids, self.vocabulary.eos_id])
+      raw, target = self._row(index)
+      raw = raw | {'inputs_pretokenized': texts[index]}
+      rows.append(json.dumps([raw, target], ensure_ascii=False).encode())
+    arrays = {
+        **self._arrays,
+        **tokens.arrays('inputs'),
+        'rows/json': rows.values(),
+        'rows/offsets': rows.offsets(),
+    }
+    task = TokenizedTask(
+        self.manifest | manifest, arrays, self.vocabulary, task_module=self._task_module
+    )
+    task._live_functions = self._live_functions
+    return task
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes the file that `read` reads; it appears whole or not at all."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.file_task import FileTask
+from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH, PromptDesign, load_designed
 from prompt_tuning_jax.data.several_prompts import PromptLayout
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
@@ -45,6 +45,7 @@ def evaluate(
     lengths: str = 'bucket',
     decoding: Decoding | None = None,
     normalize_by_length: bool = False,
+    design: PromptDesign | None = None,
     params: PyTree | None = None,
     output_dir: str | None = None,
     step: int | None = None,
@@ -69,6 +70,7 @@ def evaluate(
     lengths: 'pad', or 'bucket' or 'pack', which are one here; the scores are the same.
     decoding: how to generate. A max_length of None is as the prompt was trained.
     normalize_by_length: rank by mean log-probabilities.
+    design: words and solved examples around each input (prompt design), instead of a prompt.
     params: the backbone's weights, where they are not its own.
     output_dir: where `inference_eval/` is written; None writes nothing.
     step: training step for the files; default: the prompt's.
@@ -82,11 +84,12 @@ def evaluate(
 
   Raises:
     ValueError: if there are no tasks or the same one twice, the prompt does not belong to
-      the backbone, or as `Evaluator`.
+      the backbone, there are a prompt and a design, or as `Evaluator` and `PromptDesign`.
   """
+  check_alone(design, [prompt])
   asked = as_trained(backbone, prompt, feature_lengths, placement, step)
   decoding = with_max_length(decoding, [asked.feature_lengths])
-  loaded = load_tasks(backbone, tasks, split, task_settings)
+  loaded = load_tasks(backbone, tasks, split, task_settings, design, asked.feature_lengths)
   results = {}
   for name, task in loaded.items():
     evaluator = Evaluator(
@@ -106,7 +109,8 @@ def evaluate(
         needs_labels=False,
     )
     result = evaluator(asked.injection, params, step=asked.step)
-    results[name] = dataclasses.replace(result, prompt=asked.source)
+    of_words = task.manifest.get('design', '')
+    results[name] = dataclasses.replace(result, prompt=asked.source or of_words)
   if list(results) == [tasks] or isinstance(tasks, TokenizedTask | FileTask):
     return next(iter(results.values()))
   return results
@@ -117,19 +121,33 @@ def load_tasks(
     tasks: TokenizedTask | FileTask | str | Sequence[TokenizedTask | FileTask | str],
     split: str,
     settings: Mapping[str, Any],
+    design: PromptDesign | None = None,
+    feature_lengths: Mapping[str, int] | None = None,
 ) -> dict[str, TokenizedTask]:
   """The tasks, those that were named loaded, by the names of their results.
 
+  Args:
+    backbone: whose vocabulary counts.
+    tasks: see `evaluate`.
+    split: of those that are named.
+    settings: for those, as `load_task` takes them.
+    design: makes the inputs of all of them, if there is one.
+    feature_lengths: what these have to fit.
+
   Raises:
-    ValueError: if there are none, or the same split is there twice; else as `load_task`.
+    ValueError: if there are none, the same split is there twice, or a split that is loaded
+      already has no training examples for the design; else as `load_task`.
   """
+  length = feature_lengths['inputs'] if feature_lengths else INPUT_LENGTH
   loaded: list[TokenizedTask] = []
   for task in [tasks] if isinstance(tasks, TokenizedTask | FileTask | str) else tasks:
     if isinstance(task, str | FileTask):
-      members = load_task_or_mixture(task, split, backbone.vocabulary, **settings)
+      members = load_designed(
+          design, task, split, backbone.vocabulary, length=length, **settings
+      )
       loaded += [member for member, _ in members]
     else:
-      loaded.append(task)
+      loaded.append(task if design is None else design(task, length=length))
   if not loaded:
     raise ValueError('There is nothing to evaluate: give at least one task.')
   names = [task.name for task in loaded]
@@ -200,6 +218,16 @@ def with_max_length(
     return decoding
   longest = max((of or {}).get('targets', Decoding.max_length) for of in feature_lengths)
   return dataclasses.replace(decoding, max_length=longest)
+
+
+def check_alone(design: PromptDesign | None, prompts: Iterable[AnyPrompt]) -> None:
+  """Raises ValueError where a design is to be evaluated with prompts that were trained."""
+  if design is not None and any(prompt is not None for prompt in prompts):
+    raise ValueError(
+        'There are a design and a prompt, but a prompt was trained on the inputs as its task '
+        'has them. Evaluate one of them; if both together are meant, give the designed task '
+        'instead of the design: design(task, train).'
+    )
 
 
 def unpack_prompt(backbone: Backbone, prompt: AnyPrompt) -> tuple[Injection | None, Any]:

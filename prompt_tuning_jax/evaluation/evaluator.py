@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
+from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH
 from prompt_tuning_jax.data.several_prompts import PromptLayout
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask, own_numbers
 from prompt_tuning_jax.data.virtual_tokens import Placement
@@ -243,11 +244,8 @@ class Evaluator:
     """What is measured, found out by scoring the targets' own texts, without the model."""
     predictions = []
     for index in range(len(self.task)):
-      raw = self.task.example(index)
-      text = raw.get('targets_pretokenized')
-      if text is None:
-        text = self.task.vocabulary.decode(self.task[index]['targets'])
-      predictions.append(self._postprocessed(text, raw))
+      text = self.task.text('targets', index)
+      predictions.append(self._postprocessed(text, self.task.example(index)))
     return list(self._score(predictions, lambda: [0.0] * len(self.task)))
 
   def _model(self, injection: Injection | None, params: PyTree | None) -> tuple[Any, PyTree]:
@@ -334,13 +332,10 @@ class Evaluator:
 
   def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
     raw = self.task.example(index)
-    inputs = raw.get('inputs_pretokenized')
-    if inputs is None:
-      inputs = self.task.vocabulary.decode(self.task[index]['inputs'])
     return {
         'index': index,
         **own_numbers(raw),
-        'inputs': inputs,
+        'inputs': self.task.text('inputs', index),
         'target': self._targets[index],
         'prediction_text': text,
         'prediction': self._postprocessed(text, raw),
@@ -371,7 +366,7 @@ class Evaluator:
 
 def default_lengths(task: TokenizedTask) -> dict[str, int]:
   """Longest inputs and targets in tokens where nobody asks for others."""
-  return {'inputs': 512, 'targets': task.longest('targets')}
+  return {'inputs': INPUT_LENGTH, 'targets': task.longest('targets')}
 
 
 def _divisible(rows: int, mesh: Mesh | None) -> int:

@@ -293,7 +293,12 @@ def evaluate_prompts(
     ValueError: if a task has no prompts; else as `evaluate`, or as `EnsembleEvaluator`.
   """
   of_tasks = {name: settings.pop(name) for name in _TASK_SETTINGS if name in settings}
-  loaded = evaluate_lib.load_tasks(backbone, tasks, split, of_tasks)
+  design = settings.pop('design', None)
+  given = prompts.values() if isinstance(prompts, Mapping) else [prompts]
+  evaluate_lib.check_alone(design, itertools.chain(*given))
+  loaded = evaluate_lib.load_tasks(
+      backbone, tasks, split, of_tasks, design, settings.get('feature_lengths')
+  )
   own = prompts if isinstance(prompts, Mapping) else dict.fromkeys(loaded, prompts)
   if missing := [name for name in loaded if not own.get(name)]:
     raise ValueError(

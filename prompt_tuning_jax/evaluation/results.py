@@ -25,7 +25,7 @@ class EvalResult:
       and `scores` of all choices (ranking) or the `score` of the text (generation, or
       ranking among very many).
     step: training step of the prompt, if known.
-    prompt: where the prompt came from, if known.
+    prompt: where the prompt came from, if known, or the design of a prompt of words.
   """
 
   task: str

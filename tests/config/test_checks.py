@@ -198,6 +198,12 @@ def test_a_dry_run_looks_for_the_files_of_a_task_of_files(dry_run, tmp_path):
     status, errors = dry_run(command, *flags)
     assert status == 2
     assert f'no file {tmp_path}/{missing}, which FileTask.files names' in errors
+  (tmp_path / 'b.tsv').touch()
+  assert dry_run('evaluate', *flags) == (0, '')
+  status, errors = dry_run('evaluate', *flags, '--gin_file=methods/prompt_design')
+  assert status == 2
+  assert f'no file {tmp_path}/a.tsv, which FileTask.files names for the split' in errors
+  (tmp_path / 'b.tsv').unlink()
   (tmp_path / 'a.tsv').touch()
   assert dry_run('tasks', *flags) == (0, '')
   status, errors = dry_run('train', *flags)
@@ -216,6 +222,45 @@ def test_both_a_prompt_and_a_checkpoint_are_one_too_many(dry_run, prompt_file):
   )
   assert status == 2
   assert 'both set' in errors
+
+
+@pytest.mark.parametrize(
+    ('command', 'flag', 'answer'),
+    [
+        ('evaluate', '--gin.PromptDesign.examples=-1', 'PromptDesign.examples is -1; expected a'),
+        ('evaluate', '--gin.PromptDesign.template=what?', 'names no field of the example'),
+        ('evaluate', '--gin.PLACEMENT={inputs} it is', 'both say what stands around an input'),
+        ('evaluate', '--gin.PROMPT_DESIGN=few', 'PROMPT_DESIGN=few'),
+        ('infer', '--gin.PromptDesign.examples=2', 'infer knows no task to draw them from. Set'),
+        ('tasks', '--gin.PROMPT=@SoftPrompt()', 'PROMPT_DESIGN and PROMPT=@SoftPrompt() are both'),
+    ],
+)
+def test_a_design_is_checked_before_the_run(dry_run, command, flag, answer):
+  status, errors = dry_run(command, '--gin.PROMPT_DESIGN=@PromptDesign()', flag)
+  assert status == 2
+  assert answer in errors
+  assert 'Traceback' not in errors
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'infer'])
+def test_a_design_and_a_tuned_prompt_are_one_too_many(dry_run, prompt_file, command):
+  design = ['--gin_file=methods/prompt_design', '--gin.PromptDesign.examples=0']
+  assert dry_run(command, *design) == (0, '')
+  status, errors = dry_run(command, *design, f'--gin.PROMPT_FILE={prompt_file}')
+  assert status == 2
+  assert f'PROMPT_DESIGN and PROMPT_FILE={prompt_file} are both set' in errors
+  if command == 'evaluate':
+    status, errors = dry_run(command, *design, '--gin.CHECKPOINT_PATH=run')
+    assert status == 2
+    assert 'PROMPT_DESIGN and CHECKPOINT_PATH=run are both set' in errors
+
+
+def test_a_design_is_not_trained(dry_run):
+  status, errors = dry_run('train', '--gin_file=methods/prompt_design')
+  assert status == 2
+  assert 'nothing would train. Tune the model with --gin_file=methods/model_tuning' in errors
+  assert 'words around the input (PROMPT_DESIGN) are not trained, `evaluate` scores' in errors
+  assert dry_run('train', '--gin_file=methods/model_tuning') == (0, '')
 
 
 def test_a_dry_run_of_adaptation_checks_its_batches_and_what_trains(dry_run, tmp_path):
