@@ -8,8 +8,8 @@ goes on where it stopped). Then, each in a process of its own, so that all is co
   separate   one evaluation after the other
   together   one pass over the split with every example once for each prompt
 
-with the wall-clock time of a first and a second evaluation, and the programs that were compiled
-for ranking. The scores are printed at the end.
+with the wall-clock and the processor's time of a first and a second evaluation, and the programs
+that were compiled for ranking. The scores are printed at the end.
 """
 
 from __future__ import annotations
@@ -65,18 +65,20 @@ def trained(folder: str, seed: int, steps: int) -> str:
 
 
 def measured(paths: list[str], options: argparse.Namespace) -> dict[str, object]:
-  """Seconds of a first and a second evaluation, and the programs that rank."""
+  """Seconds of the wall clock and the processor, of two evaluations, and programs compiled."""
   backbone = ptj.load_backbone('nano')
   settings = dict(split=options.split, batch_size=options.batch_size, progress=False)
   ptj.evaluate_prompts(backbone, [None], TASK, **settings | {'batch_size': 1_000})  # Reads all.
-  before, seconds = ranking.score_choices._cache_size(), []
+  programs, seconds = ranking.score_choices._cache_size(), []
+  ensemble = 'vote' if options.measure == 'together' else None
   for _ in range(2):
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     ptj.evaluate_prompts(
-        backbone, paths, TASK, ensemble='vote' if options.measure == 'together' else None, **settings
+        backbone, paths, TASK, ensemble=ensemble, **settings
     )
-    seconds.append(round(time.perf_counter() - start, 2))
-  return {'seconds': seconds, 'programs': ranking.score_choices._cache_size() - before}
+    now = time.perf_counter(), time.process_time()
+    seconds.append([round(after - before, 2) for after, before in zip(now, start)])
+  return {'seconds': seconds, 'programs': ranking.score_choices._cache_size() - programs}
 
 
 if __name__ == '__main__':
