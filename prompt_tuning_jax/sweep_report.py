@@ -188,7 +188,8 @@ def _draw(cells: Sequence[Cell], metric: str, x: str, others: Sequence[str]) -> 
   axes = figure.subplots()
   markers = 'osD^vPX*<>'
   for number, (name, of_line) in enumerate(lines.items()):
-    at = [c.settings.get(x, '') if numeric else places.index(c.settings.get(x, '')) for c in of_line]
+    at = [cell.settings.get(x, '') for cell in of_line]
+    at = at if numeric else [places.index(place) for place in at]
     order = np.argsort(at, kind='stable')
     at = np.asarray(at, float)[order]
     values = [of_line[i].values[metric] for i in order]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import os
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from prompt_tuning_jax import partitioning, plan
 from prompt_tuning_jax.backbones.backbone import Backbone
@@ -28,12 +26,12 @@ from prompt_tuning_jax.training.state_saving import Saved, StateSaver
 from prompt_tuning_jax.training.step import check_microbatches
 from prompt_tuning_jax.training.train import check_metric, joined, metric_names, train
 from prompt_tuning_jax.training.trials import (
-    Trial,
-    Trials,
-    TrialsState,
-    kind_of,
-    make_trials_step,
-    why_alone,
+  Trial,
+  Trials,
+  TrialsState,
+  kind_of,
+  make_trials_step,
+  why_alone,
 )
 
 # Arguments of `train` in which the runs of one program may differ.

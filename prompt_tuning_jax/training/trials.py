@@ -240,7 +240,7 @@ def kind_of(method: Method, spec: BackboneSpec) -> list[Any]:
 
 
 def _shape_key(trial: Trial) -> str:
-  """What trials have in common that are mapped over: the method without its start, the optimiser."""
+  """What trials that are mapped over have in common: optimiser, and method but for its start."""
   method = method_lib.without_initializers(trial.method)
   labelling = trainable_lib.as_labelling(trial.trainable, trial.method)
   return json.dumps([describe(method), describe(labelling)], sort_keys=True)

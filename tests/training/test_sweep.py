@@ -11,7 +11,8 @@ from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.sweep_report import SweepResult
-from prompt_tuning_jax.training import loop, sweep as sweep_lib, together
+from prompt_tuning_jax.training import loop, together
+from prompt_tuning_jax.training import sweep as sweep_lib
 from prompt_tuning_jax.training.optimizers import adafactor, adamw
 from prompt_tuning_jax.training.sweep import grid_points, sweep
 from prompt_tuning_jax.training.train import train

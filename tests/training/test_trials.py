@@ -179,7 +179,9 @@ def test_every_batch_holds_each_trial_s_examples_in_rows_of_its_own(backbone, ta
   of_trials = [batches_of(trial, tasks, backbone) for trial in chosen]
   length = 4
   how = dict(
-      vocab_size=backbone.spec.vocab_size, num_virtual_tokens=length, feature_lengths=FEATURE_LENGTHS
+      vocab_size=backbone.spec.vocab_size,
+      num_virtual_tokens=length,
+      feature_lengths=FEATURE_LENGTHS,
   )
   batches = TrialBatches(of_trials, **how)
   parts = [TrialBatches(of_trials, **how, process_index=i, process_count=2) for i in range(2)]
