@@ -34,7 +34,6 @@ def tokenize_rows(vocabulary, name, rows, split):
   """Tokenises a task as if TFDS gave it these rows, which may have parts and lists."""
   seqio_source.import_seqio()
   import tensorflow as tf
-
   from prompt_tuning_jax.tasks import sources
 
   class Rows:

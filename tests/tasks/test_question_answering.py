@@ -115,9 +115,8 @@ def test_squad_has_the_text_of_t5(tmp_path, vocabulary):
 def test_squad_s_files_give_the_rows_of_tfds(tmp_path):
   path = write_squad(tmp_path)
   import_seqio()
-  from tensorflow_datasets.question_answering import qa_utils
-
   from prompt_tuning_jax.tasks import question_answering
+  from tensorflow_datasets.question_answering import qa_utils
 
   files = question_answering.SquadJson({'validation': 'dev-v1.1.json'})
   columns = files.read([str(path)], 'validation')
