@@ -95,7 +95,7 @@ def merge_prompt_axis(injection: Injection) -> Injection:
 
 def _check_alike(number: int, prompt: Injection, other_number: int, other: Injection) -> None:
   """Raises ValueError unless rows of the two prompts can share a batch."""
-  kinds, other_kinds = _structure(prompt), _structure(other)
+  kinds, other_kinds = structure(prompt), structure(other)
   # The bare model is a prompt of no virtual tokens.
   if not jax.tree.leaves(prompt) and _has_virtual_tokens_alone(other):
     return
@@ -109,8 +109,8 @@ def _check_alike(number: int, prompt: Injection, other_number: int, other: Injec
   )
 
 
-def _structure(prompt: Injection) -> dict[str, object]:
-  """What has to be the same of all prompts that are stacked."""
+def structure(prompt: Injection) -> dict[str, object]:
+  """What has to be the same of all prompts that are stacked; shapes will do for arrays."""
 
   def shape(array: Array | None, but_axis: int) -> tuple[int, ...] | None:
     if array is None:

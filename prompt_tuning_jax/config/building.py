@@ -7,9 +7,10 @@ be checked without reading anything large.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -26,7 +27,7 @@ from prompt_tuning_jax.training.description import describe
 # In a dry run weights may be missing where the sizes are known, and texts stay unread.
 _dry_run = False
 # Backbones by what they were asked for with, where they are shared.
-_shared: dict[str, Backbone] | None = None
+_shared: dict[tuple[Mesh | None, str], Backbone] | None = None
 # How many processes a dry run stands for; it sees the devices of one.
 _num_processes = 1
 
@@ -85,6 +86,23 @@ def logical_axis_rules(parameter_partitioning_dims: int = 1) -> partitioning.Rul
   return partitioning.RULES[parameter_partitioning_dims]
 
 
+def _shared_where_asked(load: Callable[..., Backbone]) -> Callable[..., Backbone]:
+  """Decorates a loader: within `shared_backbones` the same arguments give the same object."""
+
+  @functools.wraps(load)
+  def loaded(where, *, mesh=None, **settings):
+    if _shared is None:
+      return load(where, mesh=mesh, **settings)
+    # A mesh keeps what it once computed, and so has no description that lasts.
+    key = mesh, json.dumps(describe([where, settings]), sort_keys=True, default=str)
+    if key not in _shared:
+      _shared[key] = load(where, mesh=mesh, **settings)
+    return _shared[key]
+
+  return loaded
+
+
+@_shared_where_asked
 def load_backbone(
     where: str | os.PathLike[str],
     *,
@@ -107,28 +125,6 @@ def load_backbone(
     ValueError: if the model at `where` has other sizes than `config`; else as
       `checkpoints.load.load_backbone`.
   """
-  asked = locals()
-  if _shared is None:
-    return _load_backbone(**asked)
-  key = json.dumps(describe(asked), sort_keys=True, default=str)
-  if key not in _shared:
-    _shared[key] = _load_backbone(**asked)
-  return _shared[key]
-
-
-def _load_backbone(
-    where: str | os.PathLike[str],
-    *,
-    config: T5Config | None,
-    dtype: str,
-    param_dtype: str | None,
-    max_distance: int | None,
-    vocabulary: Vocabulary | str | None,
-    remat: str,
-    attention: str,
-    mesh: Mesh | None,
-    rules: partitioning.Rules,
-) -> Backbone:
   if _dry_run and attention == 'cudnn':
     # Nothing is computed: the devices that could are those of another machine.
     attention = 'dot_product'

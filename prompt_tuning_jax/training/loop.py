@@ -260,7 +260,7 @@ class _Log:
     steps = [step for step, _ in self._pending]
     fetched = jax.device_get([metrics for _, metrics in self._pending])
     self._seconds += time.perf_counter() - waited
-    if not (all(math.isfinite(m['loss']) for m in fetched) and _is_finite(state.trainable)):
+    if not (all(math.isfinite(m['loss']) for m in fetched) and is_finite(state.trainable)):
       raise processes.shared(FloatingPointError(self._explain(steps, fetched)))
     summary = self._summarize(fetched)
     summary['train/steps_per_second'] = len(fetched) / self._seconds
@@ -324,5 +324,6 @@ def per_token(prefix: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, floa
 
 
 @jax.jit
-def _is_finite(tree: PyTree) -> jax.Array:
+def is_finite(tree: PyTree) -> jax.Array:
+  """Whether every number of a tree is."""
   return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -103,9 +103,7 @@ class RunParameters:
 
   def placement_of(self, state: TrainState) -> tuple[Any, Any] | None:
     """Where a step is to leave the state and its metrics; None without a mesh."""
-    if self._mesh is None:
-      return None
-    return jax.tree.map(lambda x: x.sharding, state), partitioning.everywhere(self._mesh)
+    return placement_of(state, self._mesh)
 
   def folded(self, trained: PyTree) -> tuple[Injection | None, PyTree]:
     """What inference needs of a trainable tree: the Injection and the backbone's weights."""
@@ -114,6 +112,13 @@ class RunParameters:
       return None, params['backbone']
     injection = self._method.apply({'params': params['prompt']}, self._spec)
     return injection, params['backbone']
+
+
+def placement_of(state: PyTree, mesh: Mesh | None) -> tuple[Any, Any] | None:
+  """Where a step is to leave a state, each array where it lies, and its metrics."""
+  if mesh is None:
+    return None
+  return jax.tree.map(lambda x: x.sharding, state), partitioning.everywhere(mesh)
 
 
 def _places(state: TrainState) -> TrainState:

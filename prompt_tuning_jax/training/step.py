@@ -137,12 +137,9 @@ def make_train_step(
       return total / factor, sums
 
     gradient_of = jax.grad(scaled_loss, has_aux=True)
-    if microbatches == 1:
-      gradient, sums = gradient_of(state.trainable, batch, weights_BT, rng)
-    else:
-      gradient, sums = accumulate(
-          gradient_of, state.trainable, batch, weights_BT, rng, microbatches
-      )
+    gradient, sums = accumulate(
+        gradient_of, state.trainable, batch, weights_BT, rng, microbatches
+    )
     with jax.named_scope('optimizer'):
       updates, opt_state = tx.update(gradient, state.opt_state, state.trainable)
       new_state = state.replace(
@@ -181,6 +178,8 @@ def accumulate(
     microbatches: int,
 ) -> tuple[PyTree, PyTree]:
   """Gradients and sums of all microbatches, one after the other in one program."""
+  if microbatches == 1:
+    return gradient_of(trainable, batch, weights_BT, rng)
   rows = weights_BT.shape[0]
   check_microbatches(microbatches, rows, 'the batch of {} rows')
   # Every n-th row, so that each device has its share of every part.

@@ -112,12 +112,12 @@ def sweep(
   if not runs:
     raise ValueError('A sweep of no runs: its grid has no points.')
   # Nothing is trained before all of them were looked at.
-  programs = _programs(runs)
+  programs = programs_of(runs)
   os.makedirs(os.path.join(model_dir, 'runs'), exist_ok=True)
   results = _Results(model_dir, runs)
   left = [[run for run in program if run.name not in results.done] for program in programs]
   if progress and processes.is_main():
-    print(announced(runs, results.done), file=sys.stderr)
+    print(announced(programs, results.done), file=sys.stderr)
   for program in filter(None, left):
     start = time.monotonic()
     try:
@@ -154,7 +154,7 @@ def _label(value: Any) -> Any:
   return json.dumps(describe(value), sort_keys=True, default=str)
 
 
-def _programs(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
+def programs_of(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
   """The runs that train together, in their order."""
   names = [run.name for run in runs]
   if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -162,7 +162,9 @@ def _programs(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
   programs: dict[str, list[SweepRun]] = {}
   for run in runs:
     key = together.shared_key(run.arguments)
-    text = run.name if key is None else json.dumps(key, sort_keys=True, default=str)
+    # The same backbone is one object.
+    key = run.name if key is None else [id(run.arguments['backbone']), key]
+    text = json.dumps(key, sort_keys=True, default=str)
     programs.setdefault(text, []).append(run)
   return list(programs.values())
 
@@ -238,17 +240,17 @@ def _sum(arguments: Mapping[str, Any]) -> str:
   kept = {
       name: value
       for name, value in values.items()
-      if name not in ('model_dir', 'created_by', 'progress', 'cache_dir', 'tfds_data_dir')
+      if name not in together.ASIDE
   }
   text = json.dumps(describe(kept), sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def announced(runs: Sequence[SweepRun], done: Collection[str] = ()) -> str:
+def announced(programs: Sequence[Sequence[SweepRun]], done: Collection[str] = ()) -> str:
   """How many runs train how, in a line for each program."""
-  left = [[run for run in program if run.name not in done] for program in _programs(runs)]
-  waiting = sum(map(len, left))
-  lines = [f'sweep      {len(runs)} runs' + f', {waiting} left' * (waiting < len(runs))]
+  left = [[run for run in program if run.name not in done] for program in programs]
+  count, waiting = sum(map(len, programs)), sum(map(len, left))
+  lines = [f'sweep      {count} runs' + f', {waiting} left' * (waiting < count)]
   for program in filter(None, left):
     what = f'{len(program)} in one program' if len(program) > 1 else 'alone'
     names = [run.name for run in program]

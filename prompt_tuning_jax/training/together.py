@@ -18,10 +18,14 @@ from prompt_tuning_jax.data.trial_batches import TrialBatches
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.evaluation.evaluator import Evaluator
 from prompt_tuning_jax.export import write_outcome
+from prompt_tuning_jax.injection_stack import structure
+from prompt_tuning_jax.methods import method as method_lib
+from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.optimizers import default_optimizer
+from prompt_tuning_jax.training.parameters import placement_of
 from prompt_tuning_jax.training.state_saving import Saved, StateSaver
 from prompt_tuning_jax.training.step import check_microbatches
 from prompt_tuning_jax.training.train import check_metric, joined, metric_names, train
@@ -29,19 +33,15 @@ from prompt_tuning_jax.training.trials import (
   Trial,
   Trials,
   TrialsState,
-  kind_of,
   make_trials_step,
   why_alone,
 )
+from prompt_tuning_jax.typing import Injection
 
 # Arguments of `train` in which the runs of one program may differ.
 OWN = ('method', 'trainable', 'random_seed')
 # Those that say nothing of what is trained.
-_ASIDE = (*OWN, 'model_dir', 'created_by', 'progress', 'cache_dir', 'tfds_data_dir')
-
-# Called with a trial's number, a step and its metrics when these were measured, and are the
-# best of the trial so far.
-OnBest = Callable[[int, Saved], None]
+ASIDE = ('model_dir', 'created_by', 'progress', 'cache_dir', 'tfds_data_dir')
 
 
 def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,24 +64,31 @@ def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shared_key(arguments: Mapping[str, Any]) -> Any:
-  """What runs must have in common to share a program; None for one that has to be alone."""
+  """What runs must have in common to share a program, besides the backbone; None for one alone.
+
+  No weights are read for it.
+  """
   values = completed(arguments)
   if why_alone(values['method'], values['trainable']):
     return None
-  shared = {name: value for name, value in values.items() if name not in _ASIDE}
-  return [describe(shared), kind_of(values['method'], values['backbone'].spec)]
+  shared = {n: value for n, value in values.items() if n not in (*OWN, *ASIDE, 'backbone')}
+  _, injection = method_lib.shapes(values['method'], values['backbone'].spec)
+  return [describe(shared), structure(injection)]
 
 
 class _Best:
   """The best state of each trial, by a metric or as the last; what it held is written at once."""
 
-  def __init__(self, metric: str | None, mode: str, write: Callable[[int, Saved, Any], None]):
+  def __init__(
+      self, metric: str | None, mode: str, write: Callable[[int, Saved, Injection], None]
+  ):
     self._metric = metric
     self._sign = 1.0 if mode == 'max' else -1.0
     self._write = write
     self.of_trial: dict[int, Saved] = {}
 
-  def see(self, number: int, saved: Saved, injection: Callable[[], Any]) -> None:
+  def see(self, number: int, saved: Saved, injection: Injection) -> None:
+    """Takes a state of a trial and what it holds."""
     before = self.of_trial.get(number)
     if self._metric is not None and before is not None and before.step != saved.step:
       values = [self._sign * one.metrics[self._metric] for one in (before, saved)]
@@ -89,7 +96,7 @@ class _Best:
       if not values[1] >= values[0] and math.isfinite(values[0]):
         return
     self.of_trial[number] = saved
-    self._write(number, saved, injection())
+    self._write(number, saved, injection)
 
 
 def train_together(
@@ -163,11 +170,11 @@ def train_together(
     load = {name: shared[name] for name in ('task_module', 'tfds_data_dir', 'cache_dir')}
     tasks = load_task_or_mixture(shared['task'], 'train', backbone.vocabulary, **load)
     batches = _batches(values, tasks, trials, backbone)
-    evaluators = _evaluators(values, backbone, load, model_dir)
+    evaluators = _evaluators(values, backbone, load)
     if shared['best_metric'] is not None:
       check_metric(shared['best_metric'], metric_names(evaluators[0]))
 
-    def write(number: int, saved: Saved, injection: Any) -> None:
+    def write(number: int, saved: Saved, injection: Injection) -> None:
       write_outcome(
           injection,
           backbone.params,
@@ -197,7 +204,7 @@ def train_together(
         injection = trials.injection_of(state.trainable, number)
         metrics = joined({e.task.name: e(injection).metrics for e in evaluators[number]})
         at = step if stopped_at[number] < 0 else int(stopped_at[number]) - 1
-        best.see(number, Saved(at, model_dir, metrics), lambda held=injection: held)
+        best.see(number, Saved(at, model_dir, metrics), injection)
         found |= {f'{name}/{metric}': value for metric, value in metrics.items()}
       return found
 
@@ -206,17 +213,13 @@ def train_together(
         shared['feature_lengths']['targets'] + method.num_decoder_virtual_tokens,
     )
     state = trials.placed_state(backbone.mesh)
-    placement = None
-    if backbone.mesh is not None:
-      everywhere = partitioning.everywhere(backbone.mesh)
-      placement = jax.tree.map(lambda x: x.sharding, state), everywhere
     step_fn = make_trials_step(
         trials,
         backbone.module.clone(dropout_rate=shared['dropout_rate']),
         loss=loss,
         microbatches=shared['microbatches'],
         seed=shared['random_seed'],
-        placement=placement,
+        placement=placement_of(state, backbone.mesh),
     )
     with partitioning.on(backbone.mesh):
       state = loop.run(
@@ -274,7 +277,7 @@ def _batches(values, tasks, trials: Trials, backbone: Backbone) -> TrialBatches:
   )
 
 
-def _evaluators(values, backbone: Backbone, load, output_dir: str) -> list[list[Evaluator]]:
+def _evaluators(values, backbone: Backbone, load) -> list[list[Evaluator]]:
   """The evaluators of each trial, which those with prompts of the same length share."""
   shared = values[0]
   eval_task = shared['eval_task'] or shared['task']
@@ -304,8 +307,6 @@ def _evaluators(values, backbone: Backbone, load, output_dir: str) -> list[list[
 
 def _recall(best: _Best, prompt_paths: Sequence[str]) -> None:
   """The best states that an earlier start of the same runs left as artifacts."""
-  from prompt_tuning_jax.prompt_files import load_prompt
-
   for number, path in enumerate(prompt_paths):
     if os.path.exists(path):
       manifest = load_prompt(path).manifest

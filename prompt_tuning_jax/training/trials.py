@@ -34,15 +34,9 @@ from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import losses
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.description import describe
+from prompt_tuning_jax.training.loop import is_finite
 from prompt_tuning_jax.training.step import accumulate, position_values
-from prompt_tuning_jax.typing import (
-    KV_FIELDS,
-    Array,
-    BackboneSpec,
-    Batch,
-    Injection,
-    PyTree,
-)
+from prompt_tuning_jax.typing import Array, BackboneSpec, Batch, Injection, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +88,7 @@ class Trials:
     num_virtual_tokens: P, virtual tokens in the encoder's input of the longest prompt.
     num_decoder_virtual_tokens: Q, those before the decoder's start token, of each.
     count: K, the number of trials.
+    have_dropout: whether the method of one of them drops anything while it trains.
   """
 
   def __init__(self, trials: Sequence[Trial], spec: BackboneSpec):
@@ -114,6 +109,7 @@ class Trials:
     methods = [trial.method for trial in self._trials]
     self.num_virtual_tokens = max(method.num_virtual_tokens for method in methods)
     self.num_decoder_virtual_tokens = max(m.num_decoder_virtual_tokens for m in methods)
+    self.have_dropout = any(method.has_dropout for method in methods)
 
   def _group(self, members: Sequence[int]) -> _Group:
     first = self._trials[members[0]]
@@ -226,19 +222,6 @@ def why_alone(method: Method | None, trainable: Any) -> str:
   return ''
 
 
-def kind_of(method: Method, spec: BackboneSpec) -> list[Any]:
-  """What prompts that share a batch have in common: soft ones may differ in length."""
-  _, injection = method_lib.shapes(method, spec)
-  pairs = {name: getattr(injection, name) for name in KV_FIELDS.values()}
-  return [
-      injection.virtual_embeddings is not None,
-      injection.layer_embeddings is not None,
-      {name: pair and [list(array.shape) for array in pair] for name, pair in pairs.items()},
-      injection.positions if any(pairs.values()) else '',
-      injection.num_decoder_virtual_tokens,
-  ]
-
-
 def _shape_key(trial: Trial) -> str:
   """What trials that are mapped over have in common: optimiser, and method but for its start."""
   method = method_lib.without_initializers(trial.method)
@@ -269,9 +252,7 @@ def make_trials_step(
     `(state, frozen, batch) → (state, metrics)`. Metrics are those of `make_train_step`, of the
     trials that go on together, and under `trials` [K] for each by itself.
   """
-  dropout = getattr(module, 'dropout_rate', 0.0) > 0.0 or any(
-      trial.method.has_dropout for trial in trials._trials
-  )
+  dropout = getattr(module, 'dropout_rate', 0.0) > 0.0 or trials.have_dropout
   counts = loss.normalizing_factor in ('AVERAGE_PER_SEQUENCE', 'NUM_REAL_TARGET_TOKENS')
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=placement)
@@ -301,12 +282,9 @@ def make_trials_step(
       return jnp.sum(sums['loss'] / factor_K), sums
 
     gradient_of = jax.grad(scaled_loss, has_aux=True)
-    if microbatches == 1:
-      gradient, sums = gradient_of(state.trainable, batch, weights_BT, rng)
-    else:
-      gradient, sums = accumulate(
-          gradient_of, state.trainable, batch, weights_BT, rng, microbatches
-      )
+    gradient, sums = accumulate(
+        gradient_of, state.trainable, batch, weights_BT, rng, microbatches
+    )
     with jax.named_scope('optimizer'):
       trainable, opt_state = trials.updated(gradient, state)
       norms_K = trials.of_each(optax.tree.norm, gradient)
@@ -314,7 +292,7 @@ def make_trials_step(
           (state.stopped_at < 0)
           & jnp.isfinite(sums['loss'])
           & jnp.isfinite(norms_K)
-          & trials.of_each(_is_finite, trainable)
+          & trials.of_each(is_finite, trainable)
       )
       new_state = TrialsState(
           step=state.step + 1,
@@ -330,7 +308,3 @@ def make_trials_step(
     return new_state, of_all | {'trials': of_each, 'stopped_at': new_state.stopped_at}
 
   return trials_step
-
-
-def _is_finite(tree: PyTree) -> Array:
-  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -103,7 +103,7 @@ def test_twenty_steps_follow_the_recorded_trajectory(golden, request, case):
     # gradients come back as visible differences; each step alone is held to 1e-5 below.
     assert_close(metrics['loss'], recorded['losses'][i], 1e-3, f'loss of step {i}')
     assert_close(
-        metrics['gradient_norm'], np.linalg.norm(recorded['grads'][i]), 1e-3, f'gradient {i}'
+        metrics['gradient_norm'], np.linalg.norm(recorded['grads'][i]), 5e-3, f'gradient {i}'
     )
     assert_close(state.trainable['prompt']['prompt'], expected, 5e-3, f'prompt of step {i}')
 

@@ -170,4 +170,4 @@ def test_a_sweep_says_what_makes_no_sense(settings, tmp_path):
     SweepResult.read(tmp_path)
   deep = {'method': {'a': Prefix(2, hidden=None), 'b': Prefix(3, hidden=None)}}
   runs = sweep_lib._runs(deep, {**settings, 'trainable': adamw(1e-2)})
-  assert 'alone: method=a' in sweep_lib.announced(runs)
+  assert 'alone: method=a' in sweep_lib.announced(sweep_lib.programs_of(runs))
