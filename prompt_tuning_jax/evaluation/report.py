@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prompt_tuning_jax import screen
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.data.file_task import FileTask
@@ -124,7 +125,10 @@ class Report:
     all_results = [result for results in self.results.values() for result in results]
     if len(all_results) == 1:
       return repr(all_results[0])
-    return '\n'.join([_table(self._rows()), *(['', *self.notes] if self.notes else [])])
+    return '\n'.join([self._table(), *(['', *self.notes] if self.notes else [])])
+
+  def _table(self) -> str:
+    return screen.table(self._rows(), numbers=('score', 'examples', 'prompts'))
 
   def _rows(self) -> list[tuple[str, ...]]:
     rows = [('task', 'split', 'metric', 'score', 'examples', 'prompts')]
@@ -161,7 +165,7 @@ class Report:
     place of what an earlier evaluation left there.
     Where a task has nothing that can be submitted, a warning says why.
     """
-    text = '\n'.join([_table(self._rows()), *(f'\n{note}' for note in self.notes)])
+    text = '\n'.join([self._table(), *(f'\n{note}' for note in self.notes)])
     for name, content in (
         ('report.md', text + '\n'),
         ('report.json', json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + '\n'),
@@ -270,22 +274,3 @@ def _described(values: Sequence[float]) -> dict[str, Any]:
       'std': number(_deviation(values)) if len(values) > 1 else None,
       'values': list(map(number, values)),
   }
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-  """Rows, the first of them names, as a table that Markdown knows; numbers to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  numeric = [name in ('score', 'examples', 'prompts') for name in rows[0]]
-
-  def line(cells: Sequence[str]) -> str:
-    padded = (
-        cell.rjust(width) if right else cell.ljust(width)
-        for cell, width, right in zip(cells, widths, numeric, strict=True)
-    )
-    return f'| {" | ".join(padded)} |'
-
-  ruler = [
-      '-' * (width - 1) + ':' if right else '-' * width
-      for width, right in zip(widths, numeric, strict=True)
-  ]
-  return '\n'.join([line(rows[0]), line(ruler), *map(line, rows[1:])])
