@@ -27,6 +27,7 @@ from prompt_tuning_jax.export import restore_run
 from prompt_tuning_jax.jsonl import write_jsonl
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
+from prompt_tuning_jax.neighbors.report import NeighborReport
 from prompt_tuning_jax.plan import Plan
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import trainable as trainable_lib
@@ -279,7 +280,7 @@ def _describe_component(part: Component) -> str:
 
 def report(result: Any) -> None:
   """Prints what a command returned: lines, or where the result is and its scores."""
-  if isinstance(result, Report | Plan):
+  if isinstance(result, Report | Plan | NeighborReport):
     print(result)
     return
   if isinstance(result, list):
