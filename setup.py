@@ -69,6 +69,7 @@ setuptools.setup(
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'hf': ['huggingface_hub', 'peft', 'protobuf', 'torch', 'transformers'],
+        'plots': ['matplotlib'],
         'notebooks': ['ipykernel', 'matplotlib', 'nbclient', 'nbformat'],
         'test': ['build', 'matplotlib', 'pytest', 'pytest-xdist'],
     },

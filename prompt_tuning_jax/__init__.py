@@ -30,6 +30,8 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.methods.p_tuning import PTuning
   from prompt_tuning_jax.methods.prefix import Prefix
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+  from prompt_tuning_jax.neighbors.report import analyze_prompts
+  from prompt_tuning_jax.neighbors.words import nearest_words
   from prompt_tuning_jax.prompt_files import load_prompt
   from prompt_tuning_jax.training.step import loss_and_grad
   from prompt_tuning_jax.training.sweep import sweep
@@ -56,6 +58,8 @@ _MODULES = {
     'generate': 'evaluation.infer',
     'rank': 'evaluation.infer',
     'ensemble': 'evaluation.infer',
+    'nearest_words': 'neighbors.words',
+    'analyze_prompts': 'neighbors.report',
     'loss_and_grad': 'training.step',
     'load_prompt': 'prompt_files',
     'save_prompt': 'artifact',
@@ -82,6 +86,8 @@ __all__ = [
     'generate',
     'rank',
     'ensemble',
+    'nearest_words',
+    'analyze_prompts',
     'loss_and_grad',
     'load_prompt',
     'save_prompt',

@@ -181,6 +181,12 @@ _COMMANDS = {
         'OUTPUT_DIR in OUTPUT_FORMAT. The numbers stay the same to the bit, unless '
         'OUTPUT_DTYPE changes them.',
     ),
+    'neighbors': _Command(
+        'the vocabulary words that the positions of prompts are near to',
+        'Reads PROMPT_FILE by the words nearest to each position: how near these are to each '
+        'other, which positions say the same, which CLASS_LABELS survive, and how similar '
+        'several prompts are. OUTPUT_DIR receives tables, records and pictures.',
+    ),
     'pretrain': _Command(
         'span corruption on text files: a new backbone',
         'Trains a T5 from fresh weights on TEXT_FILES or any mixture (COMPONENTS) and '

@@ -29,6 +29,7 @@ from prompt_tuning_jax.export import restore_run
 from prompt_tuning_jax.jsonl import write_jsonl
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
+from prompt_tuning_jax.neighbors.report import NeighborReport
 from prompt_tuning_jax.plan import Plan
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.sweep_report import SweepResult
@@ -360,7 +361,7 @@ def _describe_component(part: Component) -> str:
 
 def report(result: Any) -> None:
   """Prints what a command returned: lines, or where the result is and its scores."""
-  if isinstance(result, Report | Plan | SweepResult):
+  if isinstance(result, Report | Plan | SweepResult | NeighborReport):
     print(result)
     return
   if isinstance(result, list):

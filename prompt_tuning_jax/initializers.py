@@ -91,17 +91,30 @@ def class_labels(
     raise ValueError('class_labels needs at least one label; set CLASS_LABELS to a list.')
 
   def init(key, shape, dtype=jnp.float32):
-    table_VD = _table(backbone, shape)
-    rows = []
-    for label in labels[: shape[0]]:
-      tokens = _encode(label, backbone)
-      if not tokens:
-        raise ValueError(f'The class label {label!r} has no tokens in this vocabulary.')
-      rows.append(jnp.mean(jnp.asarray(table_VD)[np.array(tokens)], axis=0))
+    _table(backbone, shape)  # Says what does not fit.
+    rows_CD = label_embeddings(labels[: shape[0]], backbone)
     prompt_PD = fallback(key, shape, dtype)
-    return prompt_PD.at[: len(rows)].set(jnp.stack(rows).astype(dtype))
+    return prompt_PD.at[: len(rows_CD)].set(rows_CD.astype(dtype))
 
   return init
+
+
+def label_embeddings(labels: Sequence[str], backbone: Backbone) -> Array:
+  """The rows [C, D] that `class_labels` starts from: the mean of each label's tokens.
+
+  Raises:
+    ValueError: if a label has no tokens, or the backbone has no vocabulary.
+  """
+  tokens = [label_tokens(label, backbone) for label in labels]
+  return jnp.stack([jnp.mean(backbone.embeddings(np.array(ids)), axis=0) for ids in tokens])
+
+
+def label_tokens(label: str, backbone: Backbone) -> list[int]:
+  """Token ids of a class label, of which there has to be one; raises as `label_embeddings`."""
+  tokens = _encode(label, backbone)
+  if not tokens:
+    raise ValueError(f'The class label {label!r} has no tokens in this vocabulary.')
+  return tokens
 
 
 def text(words: str, backbone: Backbone, fallback: Initializer | None = None) -> Initializer:

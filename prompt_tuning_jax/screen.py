@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -80,6 +80,30 @@ def columns(text: str) -> int:
       0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in 'WF')
       for c in text
   )
+
+
+def table(rows: Sequence[Sequence[str]], numbers: Collection[str] = ()) -> str:
+  """Rows, the first of them names, as a table that Markdown knows.
+
+  Args:
+    rows: the cells.
+    numbers: names of the columns that are set to the right.
+  """
+  widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+  numeric = [name in numbers for name in rows[0]]
+
+  def line(cells: Sequence[str]) -> str:
+    padded = []
+    for cell, width, right in zip(cells, widths, numeric, strict=True):
+      space = ' ' * (width - columns(cell))
+      padded.append(space + cell if right else cell + space)
+    return f'| {" | ".join(padded)} |'
+
+  ruler = [
+      '-' * (width - 1) + ':' if right else '-' * width
+      for width, right in zip(widths, numeric, strict=True)
+  ]
+  return '\n'.join([line(rows[0]), line(ruler), *map(line, rows[1:])])
 
 
 def width() -> int:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning_jax import screen
 from prompt_tuning_jax.checkpoints.source import written_whole
-from prompt_tuning_jax.evaluation.report import markdown_table, mean_and_deviation
+from prompt_tuning_jax.evaluation.report import mean_and_deviation
 from prompt_tuning_jax.jsonl import read_jsonl
 
 RESULTS = 'results.jsonl'
@@ -116,7 +117,7 @@ class SweepResult:
       notes.append(
           f'Went out of bounds, and count with their last good state: {named}.'
       )
-    table = markdown_table(rows, numeric=[name in numbers for name in rows[0]])
+    table = screen.table(rows, numbers=numbers)
     return '\n'.join([table, *(['', *notes] if notes else [])])
 
   def write(self, folder: str | os.PathLike[str]) -> None:

@@ -24,7 +24,7 @@ from tests import saved_backbone
 
 COMMANDS = [
     'demo', 'tasks', 'train', 'evaluate', 'infer', 'export', 'import', 'convert', 'pretrain',
-    'adapt', 'plan', 'prepare', 'sweep',
+    'adapt', 'plan', 'prepare', 'sweep', 'neighbors',
 ]
 # Commands with flags of their own.
 WITHOUT_GIN = ['demo', 'prepare']

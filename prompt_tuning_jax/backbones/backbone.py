@@ -8,6 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
@@ -90,6 +91,21 @@ class Backbone:
   @property
   def embedding_VD(self) -> Array:
     """The token embedding table [V, D], from which prompts may be initialised."""
+    table_VD, scale_V = self._embedding()
+    if scale_V is None:
+      return table_VD
+    return int8.dequantize(table_VD, scale_V, -1, self.module.dtype)
+
+  def embeddings(self, ids: np.ndarray | slice) -> Array:
+    """Some rows of `embedding_VD`, [ids, D]; of a table in int8 no others are converted."""
+    table_VD, scale_V = self._embedding()
+    rows = jnp.asarray(table_VD[ids])
+    if scale_V is None:
+      return rows
+    return int8.dequantize(rows, jnp.asarray(scale_V[ids]), -1, self.module.dtype)
+
+  def _embedding(self) -> tuple[Array, Array | None]:
+    """The table as it is held, and its scales where that is in int8."""
     embedder = self.params['token_embedder']
     table_VD, scale_V = embedder['embedding'], embedder.get('embedding_scale')
     if jax.process_count() > 1 and self.mesh is not None:
@@ -98,6 +114,4 @@ class Backbone:
       with jax.ensure_compile_time_eval():
         table_VD = partitioning.whole(table_VD)
         scale_V = None if scale_V is None else partitioning.whole(scale_V)
-    if scale_V is None:
-      return table_VD
-    return int8.dequantize(table_VD, scale_V, -1, self.module.dtype)
+    return table_VD, scale_V

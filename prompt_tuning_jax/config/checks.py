@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from prompt_tuning_jax import partitioning, plan, targets
+from prompt_tuning_jax import initializers, partitioning, plan, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.config import errors
@@ -31,6 +31,9 @@ from prompt_tuning_jax.evaluation.voting import check_ensemble
 from prompt_tuning_jax.injection_stack import stack_injections
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
+from prompt_tuning_jax.neighbors import clusters, words
+from prompt_tuning_jax.neighbors import picture as picture_lib
+from prompt_tuning_jax.neighbors.report import prompts_named
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
@@ -77,6 +80,8 @@ def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
     prompt = load_prompt(path)
     if backbone is not None:
       prompt.injection.check(backbone.spec)
+    if command == 'neighbors':
+      words.prompt_rows(backbone, prompt.injection, path)
     injections.append(prompt.injection)
   # Those of different tasks never answer together.
   if kwargs.get('ensemble') and injections and not isinstance(where, Mapping):
@@ -286,15 +291,45 @@ def _check_import(*, import_path: str, output: Any, **others: Any) -> None:
 
 
 def _check_convert(
-    *, where: str, output_dir: str, format: str, dtype: str | None = None, **others: Any
+    *, where: str, output_dir: str | None, format: str, dtype: str | None = None, **others: Any
 ) -> None:
   del others
+  if output_dir is None:
+    raise ValueError(f'OUTPUT_DIR is None, but convert needs it:{errors.how_to_set("OUTPUT_DIR")}')
   _check_choice('OUTPUT_FORMAT', format, convert.FORMATS)
   convert.check_output(output_dir, format)
   if dtype is not None:
     load.check_dtype('OUTPUT_DTYPE', dtype)
   if not load.is_elsewhere(where):
     load.find(where)
+
+
+def _check_neighbors(
+    *,
+    backbone: Backbone,
+    prompt_file: Any,
+    num_neighbors: int = 5,
+    labels: Sequence[str] | None = None,
+    cluster_cosine: float = 0.5,
+    output_dir: str | None = None,
+    picture: bool = True,
+    **others: Any,
+) -> None:
+  del others
+  if not prompt_file:
+    raise ValueError(
+        f'PROMPT_FILE is {prompt_file!r}, but neighbors needs it:'
+        f'{errors.how_to_set("PROMPT_FILE")}'
+    )
+  prompts_named(prompt_file)
+  clusters.check_cosine(cluster_cosine)
+  # A backbone that is not on the machine of a dry run has no vocabulary there.
+  if backbone.vocabulary is not None:
+    words.check_count(backbone, num_neighbors)
+    for label in labels or ():
+      initializers.label_tokens(label, backbone)
+  if output_dir and picture:
+    picture_lib.check()
 
 
 def _check_pretrain(
@@ -377,6 +412,7 @@ _CHECKS: Mapping[str, Callable[..., list[str] | None]] = {
     'adapt': _check_pretrain,
     'tasks': _check_tasks,
     'plan': _check_plan,
+    'neighbors': _check_neighbors,
 }
 
 
@@ -436,8 +472,8 @@ def _check_design(design: PromptDesign | None, placement: Any, **tuned: Any) -> 
 def _check_is_path(path: Any) -> None:
   if path is not None and not isinstance(path, str):
     raise ValueError(
-        f'PROMPT_FILE is {path!r}; this command takes the path of one prompt. Only evaluate and '
-        'infer take several.'
+        f'PROMPT_FILE is {path!r}; this command takes the path of one prompt. Only evaluate, '
+        'infer and neighbors take several.'
     )
 
 

@@ -328,15 +328,16 @@ MACROS: Mapping[str, Macro] = {
     ),
     'PROMPT_TEXT': Macro('text the prompt or the prefix starts from', "'what is it:'", _TEXT),
     'CLASS_LABELS': Macro(
-        'words for the classes: the prompt starts from their embeddings, infer ranks them',
+        'words for the classes: the prompt starts from their embeddings, infer ranks them, '
+        'neighbors looks for them',
         "['positive', 'negative']",
         _TEXTS,
         True,
     ),
     'PROMPT_FILE': Macro(
-        'a tuned prompt: an artifact or the .npy of the original code; evaluate and infer take '
-        "several too ('/runs/*/prompt.safetensors', a list), evaluate also those of each task "
-        "('{task}' in the path, a dict from tasks)",
+        'a tuned prompt: an artifact or the .npy of the original code; evaluate, infer and '
+        "neighbors take several too ('/runs/*/prompt.safetensors', a list), evaluate and "
+        "neighbors also those of each task ('{task}' in the path, a dict from tasks)",
         "'/tmp/run/prompt.safetensors'",
         _PROMPTS,
         True,
@@ -365,7 +366,14 @@ MACROS: Mapping[str, Macro] = {
     ),
     'EVAL_OUTPUT_DIR': Macro('folder for metrics and predictions', "'/tmp/eval'", _TEXT, True),
     'INFER_OUTPUT_DIR': Macro('folder for the answers', "'/tmp/infer'", _TEXT, True),
-    'OUTPUT_DIR': Macro('folder for the converted backbone', "'/tmp/t5_hf'", _TEXT),
+    'NUM_NEIGHBORS': Macro('nearest words of each position of a prompt', '5', _COUNT),
+    'OUTPUT_DIR': Macro(
+        'folder for what a command writes: the converted backbone; tables, records and pictures '
+        'of neighbors',
+        "'/tmp/t5_hf'",
+        _TEXT,
+        True,
+    ),
     'OUTPUT_FORMAT': Macro("'native' (ours), 'hf' (Hugging Face) or 't5x'", "'hf'", _TEXT),
     'OUTPUT_DTYPE': Macro(
         "type of the converted weights: 'float32' or 'bfloat16'; None keeps theirs",

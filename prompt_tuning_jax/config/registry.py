@@ -69,6 +69,7 @@ _COMMANDS: Mapping[str, str] = {
     'export': 'export:export',
     'import_prompt': 'prompt_files:import_prompt',
     'convert': 'checkpoints.convert:convert',
+    'neighbors': 'neighbors.report:neighbors',
     'tasks': 'task_report:tasks',
 }
 

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prompt_tuning_jax import screen
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.data.file_task import FileTask
@@ -51,7 +52,7 @@ ENSEMBLE_FOLDER = 'ensemble'
 _TASK_SETTINGS = ('task_module', 'tfds_data_dir', 'cache_dir')
 
 # Columns of numbers in the table.
-_NUMERIC = ('score', 'average', 'best', 'ensemble', 'examples', 'prompts')
+_NUMBERS = ('score', 'average', 'best', 'ensemble', 'examples', 'prompts')
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -160,7 +161,10 @@ class Report:
     all_results = [result for results in self.results.values() for result in results]
     if len(all_results) == 1 and not self.ensembles:
       return repr(all_results[0])
-    return '\n'.join([_table(self._rows()), *(['', *self.notes] if self.notes else [])])
+    return '\n'.join([self._table(), *(['', *self.notes] if self.notes else [])])
+
+  def _table(self) -> str:
+    return screen.table(self._rows(), numbers=_NUMBERS)
 
   @functools.cached_property
   def _averages_together(self) -> dict[str, tuple[float, float]]:
@@ -230,7 +234,7 @@ class Report:
     all together in `ensemble/super_glue/`, in place of what an earlier evaluation left there.
     Where a task has nothing that can be submitted, a warning says why.
     """
-    text = '\n'.join([_table(self._rows()), *(f'\n{note}' for note in self.notes)])
+    text = '\n'.join([self._table(), *(f'\n{note}' for note in self.notes)])
     for name, content in (
         ('report.md', text + '\n'),
         ('report.json', json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + '\n'),
@@ -374,25 +378,3 @@ def _described(values: Sequence[float]) -> dict[str, Any]:
       'std': _number(_deviation(values)) if len(values) > 1 else None,
       'values': list(map(_number, values)),
   }
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-  return markdown_table(rows, [name in _NUMERIC for name in rows[0]])
-
-
-def markdown_table(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
-  """Rows, the first of them names, as a table that Markdown knows; numeric columns to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-  def line(cells: Sequence[str]) -> str:
-    padded = (
-        cell.rjust(width) if right else cell.ljust(width)
-        for cell, width, right in zip(cells, widths, numeric, strict=True)
-    )
-    return f'| {" | ".join(padded)} |'
-
-  ruler = [
-      '-' * (width - 1) + ':' if right else '-' * width
-      for width, right in zip(widths, numeric, strict=True)
-  ]
-  return '\n'.join([line(rows[0]), line(ruler), *map(line, rows[1:])])
