@@ -100,11 +100,12 @@ def test_twenty_steps_follow_the_recorded_trajectory(golden, request, case):
   for i, expected in enumerate(recorded['prompts']):
     state, metrics = train_step(state, frozen, batches[i % 3])
     # Adafactor divides a gradient by its own size, so the last bits of the smallest
-    # gradients come back as visible differences; each step alone is held to 1e-5 below.
+    # gradients come back as visible differences, and grow: a start that differs by 1e-7 has
+    # gradients that differ by up to 1.6e-3 at the last step. Each step alone is held to 1e-5
+    # below.
     assert_close(metrics['loss'], recorded['losses'][i], 1e-3, f'loss of step {i}')
-    assert_close(
-        metrics['gradient_norm'], np.linalg.norm(recorded['grads'][i]), 5e-3, f'gradient {i}'
-    )
+    norm, bound = np.linalg.norm(recorded['grads'][i]), 3e-4 if i < 10 else 5e-3
+    assert_close(metrics['gradient_norm'], norm, bound, f'gradient {i}')
     assert_close(state.trainable['prompt']['prompt'], expected, 5e-3, f'prompt of step {i}')
 
 
