@@ -57,6 +57,16 @@ def compiled_once(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope='module', autouse=True)
+def programs_let_go():
+  """Programs of a file are dropped after it: each holds memory, and maps of it that Linux counts.
+
+  A worker that kept all of them would near the limit of 65,530 maps a process, and crash there.
+  """
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session', autouse=True)
 def cache_of_its_own(tmp_path_factory):
   """Tasks are tokenised for the session: what lies in the user's cache changes no test."""
