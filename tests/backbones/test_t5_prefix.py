@@ -171,7 +171,7 @@ def test_a_cross_prefix_of_encoded_words_is_attending_to_them(tiny, tiny_batch):
   _, (keys, values) = module.apply(
       {'params': params},
       encoded[:, :3],
-      method=lambda module, x: module.decoder.layers.cross_keys_and_values(None, None, x),
+      method=lambda module, x: module.decoder.layers.cross_keys_and_values(None, None, x, None),
   )
   injection = Injection(cross_kv=(keys[:, 0], values[:, 0]))
   rest = *targets, encoded[:, 3:], source[:, 3:], injection
