@@ -163,7 +163,8 @@ def test_questions_of_record_count_once_whatever_the_batches(folder, backbone_di
   backbone = load_backbone(backbone_dir)
   texts = [text for copies in said.values() for text in copies]
 
-  def say(module, params, tokens_BS, injection, *, eos_id, numbers):
+  def say(module, params, tokens_BS, injection, *, eos_id, numbers, prompt_ids_B):
+    assert prompt_ids_B is None
     tokens_BKT = np.zeros((len(tokens_BS), 1, 16), np.int32)
     for row, number in zip(tokens_BKT[:, 0], numbers):
       ids = [*backbone.vocabulary.encode(texts[number]), eos_id]
