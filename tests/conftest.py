@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Before JAX is imported: tests run on the CPU, as four devices. They compile much and
-# compute little, so what the compiler makes slowly of its programs is off.
+# Tests compile much and compute little: what takes the compiler long is off.
+QUICK_COMPILATION = (
+    '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+    '--xla_cpu_use_fusion_emitters=false'
+)
+
+
+def cpu_devices(count: int) -> dict[str, str]:
+  """Environment variables of a process that sees the CPU as so many devices."""
+  flags = f'--xla_force_host_platform_device_count={count} {QUICK_COMPILATION}'
+  return {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+
+
+# Before JAX is imported.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = ' '.join([
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=4',
-    '--xla_backend_optimization_level=0',
-    '--xla_llvm_disable_expensive_passes=true',
-    '--xla_cpu_use_fusion_emitters=false',
-])
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {cpu_devices(4)["XLA_FLAGS"]}'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import gin

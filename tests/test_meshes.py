@@ -8,6 +8,8 @@ import sys
 import pytest
 from jax.tree import leaves
 
+from tests.conftest import cpu_devices
+
 # Each line: devices, devices for a copy of the model, whether parameters are fully sharded.
 _MESHES = [(1, 1, False), (2, 1, False), (4, 2, False), (8, 8, False), (8, 2, True)]
 
@@ -73,8 +75,7 @@ def test_training_and_inference_do_not_depend_on_the_mesh(backbone_dir, tmp_path
   result = subprocess.run(
       [sys.executable, '-W', 'ignore', '-c', _PROGRAM]
       + [str(backbone_dir), str(tmp_path), json.dumps(_MESHES)],
-      env=os.environ
-      | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'},
+      env=os.environ | cpu_devices(8),
       capture_output=True,
       text=True,
   )
@@ -135,8 +136,7 @@ print(json.dumps(found))
 def test_a_step_on_eight_devices_adds_up_the_gradient_and_the_sums_and_no_more():
   result = subprocess.run(
       [sys.executable, '-W', 'ignore', '-c', _COUNT_COLLECTIVES],
-      env=os.environ
-      | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'},
+      env=os.environ | cpu_devices(8),
       capture_output=True,
       text=True,
   )

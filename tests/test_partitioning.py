@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.checkpoints.convert import convert
+from tests.conftest import cpu_devices
 
 
 class FakeMesh:
@@ -77,8 +78,7 @@ def test_weights_are_read_into_the_shards_of_a_mesh(tmp_path):
       assert split.params['encoder']['relpos_bias']['rel_embedding'].is_fully_replicated
       assert split.fingerprint == whole.fingerprint
   ''')
-  flags = '--xla_force_host_platform_device_count=4'
-  env = os.environ | {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flags}'}
+  env = os.environ | cpu_devices(4)
   subprocess.run([sys.executable, '-c', program], check=True, env=env, cwd=tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_each_of_two_processes_reads_what_its_devices_hold(form, tmp_path):
       subprocess.Popen(
           [sys.executable, '-c', textwrap.dedent(_ONE_OF_TWO_PROCESSES)]
           + [address, str(number), str(tmp_path / 'model')],
-          env=os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
+          env=os.environ | cpu_devices(1),
       )
       for number in range(2)
   ]

@@ -20,7 +20,7 @@ from prompt_tuning_jax.data import cache
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.prompt_files import load_prompt
 from tests import two_processes
-from tests.conftest import ROOT
+from tests.conftest import ROOT, cpu_devices
 from tests.saved_backbone import VOCABULARY
 from tests.training.conftest import make_task
 
@@ -34,8 +34,7 @@ def _start(*argv, devices=1):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = str(free.getsockname()[1])
-  flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+  env = os.environ | cpu_devices(devices) | {'PYTHONPATH': str(ROOT)}
   return [
       subprocess.Popen(
           [sys.executable, *(a.replace('{index}', str(i)).replace('{port}', port) for a in argv)],

@@ -81,5 +81,5 @@ def test_prefixes_do_not_share_a_batch(random_backbone):
       {'params': {site: np.zeros((2, 1, 2, 2, 8), np.float32) for site in method.sites}},
       random_backbone.spec,
   )
-  with pytest.raises(ValueError, match='only if they are of one kind, with prefixes of the same lengths'):
+  with pytest.raises(ValueError, match='only if they are of one kind, with prefixes'):
     generate(random_backbone, [injection, None], ['a', 'b'], max_length=2)
