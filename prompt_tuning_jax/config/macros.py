@@ -105,6 +105,10 @@ _RATE = Kind(
     'a number, 0 or more, or a schedule such as @warmup_linear()',
     lambda v: _is_number(v) and v >= 0,
 )
+_STEPS = Kind(
+    'a list of whole numbers, 0 or more',
+    lambda v: isinstance(v, (list, tuple)) and all(map(_PERIOD.accepts, v)),
+)
 _DIVISOR = Kind(
     "None, a number above 0, or one of T5X's names such as 'NUM_REAL_TARGET_TOKENS'",
     lambda v: _is_text(v) or (_is_number(v) and v > 0),
@@ -293,6 +297,12 @@ MACROS: Mapping[str, Macro] = {
     'EVAL_PERIOD': Macro('steps between evaluations; 0 is at the end only', '1000', _PERIOD),
     'CHECKPOINT_PERIOD': Macro(
         'steps between saved states; 0 is at evaluations only', '1000', _PERIOD
+    ),
+    'BACKBONE_STEPS': Macro(
+        'steps of `pretrain` or `adapt` at which the backbone is kept as well, as '
+        'MODEL_DIR/backbone_<step>; 0 is before the first',
+        '[0, 1000, 10_000]',
+        _STEPS,
     ),
     'LOG_PERIOD': Macro('steps between records of the loss', '50', _COUNT),
     'BEST_METRIC': Macro(
