@@ -152,7 +152,7 @@ def _check_train(
   as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
   if trainable is not None:
     labelling = trainable_lib.as_labelling(trainable, method)
-    if method is None and all(label.split('/')[0] == 'prompt' for label in labelling):
+    if trainable_lib.is_nothing(trainable, method):
       raise ValueError(
           'PROMPT is None, and TRAINABLE names nothing but the prompt, so that nothing would '
           'train. Tune the model with --gin_file=methods/model_tuning, or name a prompt method; '

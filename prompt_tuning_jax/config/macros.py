@@ -126,7 +126,7 @@ _PLACEMENT = Kind(
 )
 _OBJECT = Kind('what a function returns, with @ and ()', lambda v: False, is_object=True)
 _GRID = Kind(
-    'a dict of lists of values, by macros',
+    'a dict of lists of values, by macros, or of dicts of settings, by names',
     lambda v: isinstance(v, Mapping) and bool(v) and all(map(_is_text, v)),
 )
 _OPTIMIZERS = Kind(
@@ -202,6 +202,13 @@ MACROS: Mapping[str, Macro] = {
     'INITIAL_CHECKPOINT_PATH': Macro(
         'the backbone: a folder (T5X, Hugging Face, ours) or a packaged name', "'nano'", _TEXT
     ),
+    'ADAPTATION_STEPS': Macro(
+        'the backbone after so many steps of LM adaptation, where `adapt` kept it; 0 is before '
+        'the first, None as it is',
+        '0',
+        _PERIOD,
+        True,
+    ),
     'VOCABULARY': Macro(
         "SentencePiece model, or 'bytes' (ByT5); None is the one beside the backbone",
         "'/data/spiece.model'",
@@ -257,9 +264,17 @@ MACROS: Mapping[str, Macro] = {
     ),
     'SWEEP': Macro(
         'the grid of a sweep: a dict from macros (or MODEL, METHOD, PROMPT_INIT: gin files) to '
-        'lists of their values',
+        'lists of their values, or from a name to a dict of several settings by what to call them',
         "{'PROMPT_LENGTH': [1, 20, 100], 'RANDOM_SEED': [0, 1, 2]}",
         _GRID,
+    ),
+    'MODELS': Macro(
+        'the models of a sweep over their sizes: files of gin/models/', "['pico', 'nano']", _TEXTS
+    ),
+    'DESIGN': Macro(
+        'the prompt design of a sweep over methods: a file of gin/methods/, or a recipe',
+        "'recipes/demo_prompt_design'",
+        _TEXT,
     ),
     'BATCH_SIZE': Macro('examples in a batch', '32', _COUNT),
     'EVAL_BATCH_SIZE': Macro('examples in a batch of an evaluation', '64', _COUNT, True),
@@ -282,6 +297,13 @@ MACROS: Mapping[str, Macro] = {
         "'suffix_before_eos', or a template",
         "'{3} {inputs} {3}'",
         _PLACEMENT,
+        True,
+    ),
+    'TARGET_PREFIX': Macro(
+        "what stands before every target: '<extra_id_0>' for a model without LM adaptation, which "
+        'was taught to begin so',
+        "'<extra_id_0>'",
+        _TEXT,
         True,
     ),
     'DROPOUT_RATE': Macro('dropout in the backbone while training', '0.1', _SHARE),
