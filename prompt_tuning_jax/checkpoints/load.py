@@ -59,8 +59,9 @@ def load_backbone(
   Args:
     where: a directory; a T5X checkpoint in a bucket (`gs://…`); the name of a packaged
       model such as 'nano' (a directory of that name here is './nano'), or of one of the same
-      family that was made here (`ladder.py`); or that of a published one, T5X's ('t5_1_1_lm100k_base') or the Hugging Face hub's
-      ('google/t5-base-lm-adapt'), which is downloaded once.
+      family that was made here (`ladder.py`); or that of a published one, T5X's
+      ('t5_1_1_lm100k_base') or the Hugging Face hub's ('google/t5-base-lm-adapt'), which is
+      downloaded once.
     dtype: type of the computation, 'float32' or 'bfloat16'; 'auto' is bfloat16 on a GPU or
       TPU and float32 on a CPU.
     mesh: the devices that the weights are split over (`partitioning.make_mesh`), read

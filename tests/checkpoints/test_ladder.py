@@ -1,4 +1,4 @@
-"""Models of the ladder by name: packaged, made here, after some steps of adaptation, or missing."""
+"""Models of the ladder by name: packaged, made here, after some steps, or missing."""
 
 import pytest
 
