@@ -43,7 +43,7 @@ def _value(name):
         ('BACKBONE_STEPS=3', 'a list of whole numbers, 0 or more'),
         ('BACKBONE_STEPS=[3, -1]', 'a list of whole numbers, 0 or more'),
         ('ADAPTATION_STEPS=-1', 'a whole number, 0 or more'),
-        ('TARGET_PREFIX=3', 'a text'),
+        ('TARGET_PREFIX=[]', 'a text'),
         ('Z_LOSS=-1e-4', 'a number, 0 or more'),
         ('Z_LOSS=1e999', 'a number, 0 or more'),
         ('LOSS_NORMALIZING_FACTOR=0', 'None, a number above 0, or'),
