@@ -58,6 +58,7 @@ class Manifest:
     placement: where it places them, as `data.virtual_tokens.as_placement` takes it.
     task: the task or mixture it was trained on.
     feature_lengths: lengths of 'inputs' and 'targets' in tokens.
+    target_prefix: what stood before every target, such as '<extra_id_0>'.
     metrics: scores on the validation split, by name.
     step: training step.
     created_by: the command that made it.
@@ -75,6 +76,7 @@ class Manifest:
   placement: str | Mapping[str, Any] = ''
   task: str = ''
   feature_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  target_prefix: str = ''
   metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
   step: int | None = None
   created_by: str = ''
@@ -199,7 +201,8 @@ class Prompt:
     add('backbone', manifest.backbone, weights and f'weights {weights[:12]}…', held_as)
     add('method', manifest.method)
     add('placement', _placement(manifest.placement))
-    add('task', manifest.task, _pairs(manifest.feature_lengths))
+    prefix = manifest.target_prefix and f'targets begin with {manifest.target_prefix}'
+    add('task', manifest.task, _pairs(manifest.feature_lengths), prefix)
     add('metrics', _pairs(manifest.metrics), _step(manifest.step))
     add('made by', manifest.created_by)
     add('from', self.source)
@@ -221,7 +224,7 @@ def save_prompt(
     backbone: the backbone it was trained with: gives name, fingerprint, sizes and
       vocabulary. None where it is unknown; the prompt then fits any of its width.
     **fields: further fields of `Manifest`: method, placement (a `Placement`, or its
-      description), task, feature_lengths, metrics, step, created_by.
+      description), task, feature_lengths, target_prefix, metrics, step, created_by.
       `num_virtual_tokens` is the length of the soft prompt unless it is named.
 
   Raises:
@@ -326,7 +329,7 @@ def _check_types(manifest: Manifest, path: str) -> None:
   }
   texts = (
       'backbone', 'backbone_fingerprint', 'backbone_weights', 'vocabulary_fingerprint', 'method',
-      'task',
+      'task', 'target_prefix',
   )  # fmt: skip
   expected |= {name: ('a text', lambda v: isinstance(v, str)) for name in texts}
   for name, (kind, accepts) in expected.items():

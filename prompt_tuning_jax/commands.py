@@ -54,6 +54,7 @@ def evaluate(
     batch_size: int | None = None,
     feature_lengths: Mapping[str, int] | None = None,
     placement: Any = None,
+    target_prefix: str | None = None,
     eval_method: str = 'rank',
     lengths: str = 'bucket',
     decoding: Decoding | None = None,
@@ -79,6 +80,7 @@ def evaluate(
     batch_size: rows of a batch; 64 where None.
     feature_lengths: longest inputs and targets; default: as the prompt was trained.
     placement: where the virtual tokens stand; default: as the prompt was trained.
+    target_prefix: what stands before every target; default: as the prompt was trained.
     eval_method: 'rank' or 'generate'.
     lengths: 'pad', or 'bucket' or 'pack', which are one here.
     decoding: how to generate; greedily up to the length of the targets where None. Its
@@ -116,6 +118,8 @@ def evaluate(
     prompts = [run.injection]
     feature_lengths = feature_lengths or run.description.get('feature_lengths')
     placement = placement or run.description.get('placement')
+    if target_prefix is None:
+      target_prefix = run.description.get('target_prefix')
     of_run = {'params': run.params, 'step': run.saved.step}
   return evaluate_prompts(
       backbone,
@@ -124,6 +128,7 @@ def evaluate(
       batch_size=batch_size or _BATCH_SIZE,
       feature_lengths=feature_lengths,
       placement=placement,
+      target_prefix=target_prefix,
       method=eval_method,
       lengths=lengths,
       decoding=decoding,

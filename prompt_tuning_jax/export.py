@@ -157,6 +157,7 @@ def write_outcome(
         placement=description['placement'],
         task=description['task'],
         feature_lengths=description['feature_lengths'],
+        target_prefix=description.get('target_prefix', ''),
         metrics=saved.metrics,
         step=saved.step,
         created_by=created_by,

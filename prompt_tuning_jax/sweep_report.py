@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ class Cell:
     values: metric → its value in each run that has one.
     runs: how many there are.
     stopped: how many of them went out of bounds.
+    parameters: of the backbone of the first, None where it is not known.
   """
 
   settings: dict[str, Any]
   values: dict[str, list[float]]
   runs: int
   stopped: int
+  parameters: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,8 +49,9 @@ class SweepResult:
 
   Attributes:
     records: of each run its name `run`, its `settings`, the best `step` and the `metrics` there,
-      `stopped_at` (the step at which it went out of bounds, or None), and the path of its
-      `prompt` in the sweep's folder.
+      `stopped_at` (the step at which it went out of bounds, or None), the path of its `prompt`
+      in the sweep's folder (None where nothing was trained), and the `parameters` of its
+      backbone.
   """
 
   records: list[dict[str, Any]]
@@ -83,6 +86,16 @@ class SweepResult:
     """Names of all metrics that were measured."""
     return list(dict.fromkeys(name for record in self.records for name in record['metrics']))
 
+  def sizes(self, axis: str) -> dict[Any, int] | None:
+    """Parameters of the backbone by the values of a setting; None where it chooses no size."""
+    found: dict[Any, set[int | None]] = {}
+    for record in self.records:
+      found.setdefault(record['settings'].get(axis), set()).add(record.get('parameters'))
+    if any(len(counts) > 1 or None in counts for counts in found.values()):
+      return None
+    sizes = {value: counts.pop() for value, counts in found.items()}
+    return sizes if 1 < len(sizes) == len(set(sizes.values())) else None
+
   def cells(self) -> list[Cell]:
     """The points of the grid, each with all its seeds."""
     points: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -98,17 +111,21 @@ class SweepResult:
             },
             len(records),
             sum(record['stopped_at'] is not None for record in records),
+            records[0].get('parameters'),
         )
         for key, records in points.items()
     ]
 
   def __repr__(self) -> str:
     cells = self.cells()
-    numbers = [*self.metrics, 'runs']
+    # Where it is the same everywhere it is no news.
+    sizes = ['parameters'] if len({cell.parameters for cell in cells}) > 1 else []
+    numbers = [*sizes, *self.metrics, 'runs']
     rows = [(*self.axes, *numbers)]
     for cell in cells:
       scores = [mean_and_deviation(v) if v else '' for v in cell.values.values()]
-      rows.append((*map(str, cell.settings.values()), *scores, str(cell.runs)))
+      size = [f'{cell.parameters or 0:,}'] * len(sizes)
+      rows.append((*map(str, cell.settings.values()), *size, *scores, str(cell.runs)))
     notes = []
     if any(cell.runs > 1 for cell in cells):
       notes.append('± is the standard deviation of the sample, over seeds.')
@@ -138,8 +155,9 @@ class SweepResult:
     Args:
       path: the picture, whose ending says its format.
       metric: what is drawn; the first one where None.
-      x: the setting along the axis: a number, or names side by side. Default: the first that
-        is a number, else the first.
+      x: the setting along the axis: a number, or names side by side; one that chooses models
+        of several sizes is drawn by their parameters. Default: the first that does, else the
+        first that is a number, else the first, of those that have more than one value.
 
     Raises:
       ValueError: if there is no such metric or setting.
@@ -147,14 +165,18 @@ class SweepResult:
     """
     metric = _known(metric or self.metrics[0], self.metrics, 'metric')
     x = _known(x or self._default_x(), list(self.axes) or ['runs'], 'setting')
-    figure = _draw(self.cells(), metric, x, [name for name in self.axes if name != x])
+    # What is the same on all lines tells none from another.
+    others = [name for name, values in self.axes.items() if name != x and len(values) > 1]
+    figure = _draw(self.cells(), metric, x, others, self.sizes(x))
     ending = os.path.splitext(path)[1].removeprefix('.')
     with written_whole(path) as unfinished:
       figure.savefig(unfinished, format=ending or 'png', dpi=150)
 
   def _default_x(self) -> str:
-    numeric = [name for name, values in self.axes.items() if all(map(_is_number, values))]
-    return next(iter([*numeric, *self.axes, 'runs']))
+    varied = [name for name, values in self.axes.items() if len(values) > 1]
+    sized = [name for name in varied if self.sizes(name)]
+    numeric = [name for name in varied if all(map(_is_number, self.axes[name]))]
+    return next(iter([*sized, *numeric, *varied, *self.axes, 'runs']))
 
 
 def _known(name: str, names: Sequence[str], what: str) -> str:
@@ -167,17 +189,27 @@ def _is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _draw(cells: Sequence[Cell], metric: str, x: str, others: Sequence[str]) -> Any:
+def _draw(
+    cells: Sequence[Cell],
+    metric: str,
+    x: str,
+    others: Sequence[str],
+    sizes: Mapping[Any, int] | None,
+) -> Any:
   """The figure: means as lines, standard deviations as bars, single runs as dots."""
   import numpy as np
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
   from matplotlib.ticker import FixedLocator, NullLocator
 
-  places = list(dict.fromkeys(cell.settings.get(x, '') for cell in cells))
+  def place_of(cell: Cell) -> Any:
+    place = cell.settings.get(x, '')
+    return sizes[place] if sizes else place
+
+  places = list(dict.fromkeys(map(place_of, cells)))
   numeric = all(map(_is_number, places))
   # As in the paper: lengths, sizes and steps grow by factors.
-  logarithmic = numeric and min(places) > 0 and max(places) >= 5 * min(places)
+  logarithmic = numeric and min(places) > 0 and (sizes or max(places) >= 5 * min(places))
   lines: dict[str, list[Cell]] = {}
   for cell in cells:
     if cell.values[metric]:
@@ -189,7 +221,7 @@ def _draw(cells: Sequence[Cell], metric: str, x: str, others: Sequence[str]) -> 
   axes = figure.subplots()
   markers = 'osD^vPX*<>'
   for number, (name, of_line) in enumerate(lines.items()):
-    at = [cell.settings.get(x, '') for cell in of_line]
+    at = [place_of(cell) for cell in of_line]
     at = at if numeric else [places.index(place) for place in at]
     order = np.argsort(at, kind='stable')
     at = np.asarray(at, float)[order]
@@ -209,17 +241,26 @@ def _draw(cells: Sequence[Cell], metric: str, x: str, others: Sequence[str]) -> 
   if numeric:
     axes.xaxis.set_major_locator(FixedLocator(sorted(places)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f'{place:g}' for place in sorted(places)])
+    names = {size: f'{name}\n{_short(size)}' for name, size in (sizes or {}).items()}
+    axes.set_xticklabels([names.get(place, f'{place:g}') for place in sorted(places)])
   else:
     axes.set_xticks(range(len(places)), [str(place) for place in places])
     axes.margins(x=0.15)
-  axes.set_xlabel(_title(x))
+  axes.set_xlabel('parameters of the model' if sizes else _title(x))
   axes.set_ylabel(_title(metric))
   axes.grid(alpha=0.3, linewidth=0.6)
   axes.spines[['top', 'right']].set_visible(False)
   if len(lines) > 1:
     axes.legend(fontsize=8, frameon=False, title=', '.join(map(_title, others)), title_fontsize=8)
   return figure
+
+
+def _short(count: int) -> str:
+  """'3.9M' of 3,884,320."""
+  for unit, letter in ((1e9, 'B'), (1e6, 'M'), (1e3, 'K')):
+    if count >= unit:
+      return f'{count / unit:.3g}{letter}' if count >= 10 * unit else f'{count / unit:.1f}{letter}'
+  return str(count)
 
 
 def _line_part(name: str, value: Any) -> str:

@@ -43,6 +43,7 @@ def tasks(
     feature_lengths: Mapping[str, int] | None = None,
     placement: Any = 'prefix',
     design: PromptDesign | None = None,
+    target_prefix: str | None = None,
     task_module: str = DEFAULT_TASK_MODULE,
     tfds_data_dir: str | None = None,
     cache_dir: str | None = None,
@@ -59,6 +60,7 @@ def tasks(
     feature_lengths: longest inputs and targets; 512 and the longest target where None.
     placement: where the virtual tokens stand.
     design: words and solved examples around each input, instead of a prompt.
+    target_prefix: what stands before every target.
     task_module: module whose import registers the task.
     tfds_data_dir: folder of TensorFlow Datasets.
     cache_dir: folder of tokenised tasks.
@@ -79,6 +81,7 @@ def tasks(
       vocabulary_of(backbone),
       design=design,
       length=feature_lengths['inputs'] if feature_lengths else INPUT_LENGTH,
+      target_prefix=target_prefix,
       task_module=task_module,
       tfds_data_dir=tfds_data_dir,
       cache_dir=cache_dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 
 import jax
@@ -81,6 +82,15 @@ def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(
   assert 'no weights are loaded' in printed
   assert re.search(rf'{command}.(model|output)_dir = %{folder}', printed)
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', config.packaged_files('sweeps'))
+def test_a_sweep_runs_dry_as_its_header_says(name, tmp_path, capsys):
+  header = _header(name).replace('\\\n#', ' ')
+  command = re.search(r'prompt-tuning (sweep .*)', header)[1].replace('/tmp/', f'{tmp_path}/')
+  assert f'--gin_file={name.removesuffix(".gin")} ' in command
+  assert cli.main([*shlex.split(command), '--dry_run']) == 0, capsys.readouterr().err
+  assert re.search(r'sweep      \d+ runs\n', capsys.readouterr().out)
 
 
 # What trains; words around the input do not (tests/config/test_checks.py).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.backbones.t5_layers import check_cudnn
-from prompt_tuning_jax.checkpoints import hf, hub, native, orbax, placing, t5x
+from prompt_tuning_jax.checkpoints import hf, hub, ladder, native, orbax, placing, t5x
 from prompt_tuning_jax.checkpoints.source import (
     Checkpoint,
     damage_named,
@@ -57,9 +58,10 @@ def load_backbone(
 
   Args:
     where: a directory; a T5X checkpoint in a bucket (`gs://…`); the name of a packaged
-      model such as 'nano' (a directory of that name here is './nano'); or that of a
-      published one, T5X's ('t5_1_1_lm100k_base') or the Hugging Face hub's
-      ('google/t5-base-lm-adapt'), which is downloaded once.
+      model such as 'nano' (a directory of that name here is './nano'), or of one of the same
+      family that was made here (`ladder.py`); or that of a published one, T5X's
+      ('t5_1_1_lm100k_base') or the Hugging Face hub's ('google/t5-base-lm-adapt'), which is
+      downloaded once.
     dtype: type of the computation, 'float32' or 'bfloat16'; 'auto' is bfloat16 on a GPU or
       TPU and float32 on a CPU.
     mesh: the devices that the weights are split over (`partitioning.make_mesh`), read
@@ -107,7 +109,7 @@ def load_backbone(
     return fingerprint(checkpoint.weights)
 
   return Backbone(
-      name=_name(path),
+      name=os.fspath(where) if ladder.is_name(os.fspath(where)) else _name(path),
       module=T5(
           config,
           dtype=dtype,
@@ -192,6 +194,8 @@ def find(where: str | os.PathLike[str]) -> str:
   if where in packaged_names():
     return str(_ZOO / where)
   text = os.path.expanduser(os.fspath(where))
+  if (made := ladder.made(text)) is not None:
+    return made
   if os.path.isdir(text):
     return text.rstrip('/') or '/'
   if is_remote(text):
@@ -206,6 +210,32 @@ def find(where: str | os.PathLike[str]) -> str:
   raise FileNotFoundError(_not_found(text))
 
 
+def after_adaptation(where: str | os.PathLike[str], steps: int) -> str:
+  """The name or directory of a backbone after so many steps of LM adaptation.
+
+  Args:
+    where: the adapted backbone, by its name, or the directory that `adapt` ended with.
+    steps: of adaptation; 0 is the model before.
+
+  Raises:
+    FileNotFoundError: if it was not kept at this step, or as `find`.
+  """
+  name, path = os.fspath(where), find(where)
+  if not ladder.is_name(name):
+    return ladder.at_step(path, steps)
+  if ladder.adaptation_steps(path) == steps:
+    return name
+  known = [other for other in available() if re.fullmatch(rf'{name}_\d+', other)]
+  if f'{name}_{steps}' in known:
+    return f'{name}_{steps}'
+  return ladder.at_step(path, steps, [int(other.rpartition('_')[2]) for other in known])
+
+
+def available() -> list[str]:
+  """Names of the packaged models, and of those of their family that were made here."""
+  return list(dict.fromkeys([*packaged_names(), *ladder.names_made()]))
+
+
 def is_elsewhere(where: str | os.PathLike[str]) -> bool:
   """Whether it takes a network to find a backbone: one in a bucket, or on the hub.
 
@@ -214,7 +244,7 @@ def is_elsewhere(where: str | os.PathLike[str]) -> bool:
   text = os.path.expanduser(os.fspath(where))
   if is_remote(text):
     return True
-  if text in packaged_names() or os.path.exists(text) or hub.repository(text) is None:
+  if text in available() or os.path.exists(text) or hub.repository(text) is None:
     return False
   folder = os.path.dirname(text)
   return not folder or not os.path.isdir(folder)
@@ -227,8 +257,13 @@ def fetched(where: str | os.PathLike[str]) -> str | None:
 
 
 def _not_found(text: str) -> str:
-  known = packaged_names()
+  known = available()
   path = Path(text)
+  if ladder.is_name(text):
+    return (
+        f'No backbone {text!r}: it is neither packaged nor was it made on this machine. There '
+        f'are: {", ".join(known) or "none"}. {ladder.how_to_make(text)}'
+    )
   near = [str(path.parent / name) for name in _near(path.name, _siblings(path))]
   if len(path.parts) == 1:
     near = list(dict.fromkeys(_near(text, [*known, *hub.PUBLISHED]) + near))
@@ -328,7 +363,7 @@ def _find_vocabulary(
       return None
     if recorded['file'] == byte_vocabulary.NAME:
       return ByteVocabulary(extra_ids)
-    return Vocabulary(os.path.join(checkpoint.path, native.VOCABULARY_FILE), extra_ids)
+    return Vocabulary(_own_vocabulary(checkpoint.path), extra_ids)
   if _tokenizer(checkpoint).get('tokenizer_class') == hf.BYTE_TOKENIZER:
     return ByteVocabulary()
   for name in _VOCABULARY_FILES:
@@ -338,12 +373,20 @@ def _find_vocabulary(
   return None
 
 
+def _own_vocabulary(path: str) -> str:
+  """The vocabulary's file in a directory; packaged models share one."""
+  own = os.path.join(path, native.VOCABULARY_FILE)
+  if not os.path.exists(own) and Path(path).parent == _ZOO:
+    return str(_ZOO / 'nano' / native.VOCABULARY_FILE)
+  return own
+
+
 def _check_recorded(vocabulary: Vocabulary, checkpoint: Checkpoint) -> None:
   """Refuses a vocabulary other than the one that the backbone's config.json records."""
   recorded = checkpoint.manifest['vocabulary'] if checkpoint.format == 'native' else None
   if recorded is None or recorded['fingerprint'] == vocabulary.fingerprint:
     return
-  own = os.path.join(checkpoint.path, native.VOCABULARY_FILE)
+  own = _own_vocabulary(checkpoint.path)
   if os.path.realpath(vocabulary.path) != os.path.realpath(own):
     remedy = (
         f'Its ids stand for other words. Leave VOCABULARY unset, so that {own} is used, or '

@@ -136,6 +136,11 @@ def reached_by(command: str) -> Reached:
   return reached
 
 
+def value_of(macro: str) -> Any:
+  """A macro's value, with whatever it refers to unresolved; None where it has none."""
+  return _macro_value([macro]).get('value')
+
+
 def _macro_value(scopes: Sequence[str]) -> dict[str, Any]:
   with gin.config_scope(list(scopes)):
     return gin.get_bindings('gin.macro', resolve_references=False)

@@ -110,6 +110,7 @@ def load_backbone(
     dtype: str = 'auto',
     param_dtype: str | None = None,
     max_distance: int | None = None,
+    adaptation_steps: int | None = None,
     vocabulary: Vocabulary | str | None = None,
     remat: str = 'none',
     attention: str = 'xla',
@@ -120,6 +121,8 @@ def load_backbone(
 
   Args:
     config: the sizes that the model must have; None for whatever it has.
+    adaptation_steps: the model as it was after so many steps of LM adaptation, where `where` is
+      what `adapt` made of it; None is as it is there.
 
   Raises:
     ValueError: if the model at `where` has other sizes than `config`; else as
@@ -128,6 +131,8 @@ def load_backbone(
   if _dry_run and attention == 'cudnn':
     # Nothing is computed: the devices that could are those of another machine.
     attention = 'dot_product'
+  if adaptation_steps is not None:
+    where = load.after_adaptation(where, adaptation_steps)
   computed_in = load.computation_dtype(dtype, mesh)
   module = None
   if config is not None:

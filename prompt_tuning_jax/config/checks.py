@@ -152,7 +152,7 @@ def _check_train(
   as_placement(placement).bind(backbone.vocabulary).check(count, input_length)
   if trainable is not None:
     labelling = trainable_lib.as_labelling(trainable, method)
-    if method is None and all(label.split('/')[0] == 'prompt' for label in labelling):
+    if trainable_lib.is_nothing(trainable, method):
       raise ValueError(
           'PROMPT is None, and TRAINABLE names nothing but the prompt, so that nothing would '
           'train. Tune the model with --gin_file=methods/model_tuning, or name a prompt method; '
@@ -347,6 +347,7 @@ def _check_pretrain(
     microbatches: int = 1,
     checkpoint_period: int = 500,
     log_period: int = 50,
+    backbone_steps: Sequence[int] = (),
     **others: Any,
 ) -> list[str]:
   del others
@@ -362,6 +363,7 @@ def _check_pretrain(
       notes = _check_mesh(mesh, rules, module)
   pretrain.check_components(components, microbatches, backbone.mesh if backbone else mesh)
   loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
+  pretrain.check_backbone_steps(backbone_steps, train_steps)
   return notes
 
 

@@ -105,6 +105,10 @@ _RATE = Kind(
     'a number, 0 or more, or a schedule such as @warmup_linear()',
     lambda v: _is_number(v) and v >= 0,
 )
+_STEPS = Kind(
+    'a list of whole numbers, 0 or more',
+    lambda v: isinstance(v, (list, tuple)) and all(map(_PERIOD.accepts, v)),
+)
 _DIVISOR = Kind(
     "None, a number above 0, or one of T5X's names such as 'NUM_REAL_TARGET_TOKENS'",
     lambda v: _is_text(v) or (_is_number(v) and v > 0),
@@ -122,7 +126,7 @@ _PLACEMENT = Kind(
 )
 _OBJECT = Kind('what a function returns, with @ and ()', lambda v: False, is_object=True)
 _GRID = Kind(
-    'a dict of lists of values, by macros',
+    'a dict of lists of values, by macros, or of dicts of settings, by names',
     lambda v: isinstance(v, Mapping) and bool(v) and all(map(_is_text, v)),
 )
 _OPTIMIZERS = Kind(
@@ -198,6 +202,13 @@ MACROS: Mapping[str, Macro] = {
     'INITIAL_CHECKPOINT_PATH': Macro(
         'the backbone: a folder (T5X, Hugging Face, ours) or a packaged name', "'nano'", _TEXT
     ),
+    'ADAPTATION_STEPS': Macro(
+        'the backbone after so many steps of LM adaptation, where `adapt` kept it; 0 is before '
+        'the first, None as it is',
+        '0',
+        _PERIOD,
+        True,
+    ),
     'VOCABULARY': Macro(
         "SentencePiece model, or 'bytes' (ByT5); None is the one beside the backbone",
         "'/data/spiece.model'",
@@ -253,9 +264,17 @@ MACROS: Mapping[str, Macro] = {
     ),
     'SWEEP': Macro(
         'the grid of a sweep: a dict from macros (or MODEL, METHOD, PROMPT_INIT: gin files) to '
-        'lists of their values',
+        'lists of their values, or from a name to a dict of several settings by what to call them',
         "{'PROMPT_LENGTH': [1, 20, 100], 'RANDOM_SEED': [0, 1, 2]}",
         _GRID,
+    ),
+    'MODELS': Macro(
+        'the models of a sweep over their sizes: files of gin/models/', "['pico', 'nano']", _TEXTS
+    ),
+    'DESIGN': Macro(
+        'the prompt design of a sweep over methods: a file of gin/methods/, or a recipe',
+        "'recipes/demo_prompt_design'",
+        _TEXT,
     ),
     'BATCH_SIZE': Macro('examples in a batch', '32', _COUNT),
     'EVAL_BATCH_SIZE': Macro('examples in a batch of an evaluation', '64', _COUNT, True),
@@ -280,6 +299,13 @@ MACROS: Mapping[str, Macro] = {
         _PLACEMENT,
         True,
     ),
+    'TARGET_PREFIX': Macro(
+        "what stands before every target: '<extra_id_0>' for a model without LM adaptation, which "
+        'was taught to begin so',
+        "'<extra_id_0>'",
+        _TEXT,
+        True,
+    ),
     'DROPOUT_RATE': Macro('dropout in the backbone while training', '0.1', _SHARE),
     'LEARNING_RATE': Macro("the optimiser's learning rate or schedule", '0.3', _RATE),
     'TRAINABLE': Macro(
@@ -293,6 +319,12 @@ MACROS: Mapping[str, Macro] = {
     'EVAL_PERIOD': Macro('steps between evaluations; 0 is at the end only', '1000', _PERIOD),
     'CHECKPOINT_PERIOD': Macro(
         'steps between saved states; 0 is at evaluations only', '1000', _PERIOD
+    ),
+    'BACKBONE_STEPS': Macro(
+        'steps of `pretrain` or `adapt` at which the backbone is kept as well, as '
+        'MODEL_DIR/backbone_<step>; 0 is before the first',
+        '[0, 1000, 10_000]',
+        _STEPS,
     ),
     'LOG_PERIOD': Macro('steps between records of the loss', '50', _COUNT),
     'BEST_METRIC': Macro(

@@ -29,6 +29,7 @@ from typing import Any
 
 from prompt_tuning_jax.data import array_file, provenance, text_files
 from prompt_tuning_jax.data.file_task import FileTask
+from prompt_tuning_jax.data.target_prefix import with_target_prefix
 from prompt_tuning_jax.data.tokenized_task import (
     FORMAT,
     CacheError,
@@ -125,6 +126,7 @@ def load_task_or_mixture(
     cache_dir: str | None = None,
     task_module: str = DEFAULT_TASK_MODULE,
     tfds_data_dir: str | None = None,
+    target_prefix: str | None = None,
 ) -> list[tuple[TokenizedTask, float]]:
   """Loads a task, or the tasks of a seqio mixture with their sampling rates.
 
@@ -134,14 +136,22 @@ def load_task_or_mixture(
   to train on, another to evaluate on. Tasks of whose split the files at hand hold nothing
   are left out too, with a warning that names them.
 
+  Args:
+    target_prefix: what stands before every target (`target_prefix.py`); the cache holds the
+      targets without it.
+
   Returns:
     Pairs (task, rate); one pair with rate 1 for a plain task. Rates are relative.
   """
   kwargs: dict[str, Any] = dict(
       cache_dir=cache_dir, task_module=task_module, tfds_data_dir=tfds_data_dir
   )
+
+  def prefixed(tasks: list[tuple[TokenizedTask, float]]) -> list[tuple[TokenizedTask, float]]:
+    return [(with_target_prefix(task, target_prefix), rate) for task, rate in tasks]
+
   if isinstance(name, FileTask):
-    return [(load_task(name, split, vocabulary, **kwargs), 1.0)]
+    return prefixed([(load_task(name, split, vocabulary, **kwargs), 1.0)])
   # seqio keeps one namespace for tasks and mixtures, so at most one of these exists.
   path = os.path.join(cache_dir or default_cache_dir(), _quoted(name), 'mixture.json')
   mixture = _read_mixture(path)
@@ -156,7 +166,7 @@ def load_task_or_mixture(
           path, lambda: array_file.replace(path, lambda file: file.write(text.encode()))
       )
   if mixture is None:
-    return [(load_task(name, split, vocabulary, **kwargs), 1.0)]
+    return prefixed([(load_task(name, split, vocabulary, **kwargs), 1.0)])
   loaded, empty = [], {}
   for member, rate in mixture['members']:
     splits = mixture['splits'].get(member)
@@ -183,7 +193,7 @@ def load_task_or_mixture(
         f'no examples and are left out: {", ".join(empty)}. {next(iter(empty.values()))}',
         stacklevel=2,
     )
-  return loaded
+  return prefixed(loaded)
 
 
 def load_files(

@@ -330,6 +330,7 @@ def load_designed(
     vocabulary: Vocabulary,
     *,
     length: int = INPUT_LENGTH,
+    target_prefix: str | None = None,
     **settings: Any,
 ) -> list[tuple[TokenizedTask, float]]:
   """`load_task_or_mixture` with the inputs of a design, if there is one.
@@ -343,13 +344,17 @@ def load_designed(
     split: the split of the questions.
     vocabulary: the model's vocabulary.
     length: most tokens of an input.
+    target_prefix: what stands before every target; before the answers of solved examples only
+      the design's own words do.
     **settings: as `load_task` takes them.
 
   Raises:
     ValueError: if a task has no training split to draw examples from; else as `load_task`
       and `PromptDesign`.
   """
-  loaded = load_task_or_mixture(task, split, vocabulary, **settings)
+  loaded = load_task_or_mixture(
+      task, split, vocabulary, target_prefix=target_prefix, **settings
+  )
   if design is None:
     return loaded
   designed = []

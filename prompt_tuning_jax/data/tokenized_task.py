@@ -149,6 +149,11 @@ class TokenizedTask:
     """The texts to choose from in a classification task, None where there are none."""
     return self.manifest['label_classes']
 
+  @property
+  def target_prefix(self) -> str:
+    """What stands before every target (`target_prefix.py`), '' where nothing does."""
+    return self.manifest.get('target_prefix', '')
+
   @functools.cached_property
   def postprocess_fn(self) -> Callable[..., Any] | None:
     """`(prediction text, example=…, is_target=…) → value that metrics compare`."""
@@ -213,13 +218,19 @@ class TokenizedTask:
       raw = raw | {'inputs_pretokenized': texts[index]}
       rows.append(json.dumps([raw, target], ensure_ascii=False).encode())
     arrays = {
-        **self._arrays,
         **tokens.arrays('inputs'),
         'rows/json': rows.values(),
         'rows/offsets': rows.offsets(),
     }
+    return self.with_arrays(arrays, **manifest)
+
+  def with_arrays(self, arrays: Mapping[str, np.ndarray], **manifest: Any) -> TokenizedTask:
+    """The same task with some other arrays and entries of the manifest."""
     task = TokenizedTask(
-        self.manifest | manifest, arrays, self.vocabulary, task_module=self._task_module
+        self.manifest | manifest,
+        {**self._arrays, **arrays},
+        self.vocabulary,
+        task_module=self._task_module,
     )
     task._live_functions = self._live_functions
     return task

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.target_prefix import common_prefix, with_target_prefix
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement
 from prompt_tuning_jax.evaluation.decoding import Decoding
@@ -45,6 +46,7 @@ class EnsembleEvaluator:
       lengths: str = 'bucket',
       decoding: Decoding | None = None,
       normalize_by_length: bool = False,
+      target_prefix: str | None = None,
       step: int | None = None,
       progress: bool = True,
   ):
@@ -59,7 +61,7 @@ class EnsembleEvaluator:
       feature_lengths: longest inputs and targets in tokens; default: those that each prompt was
         trained with, and of targets the longest of these.
       placement: where the virtual tokens stand; default: as each prompt was trained.
-      method, lengths, decoding, normalize_by_length, progress: as in `evaluate`.
+      method, lengths, decoding, normalize_by_length, target_prefix, progress: as in `evaluate`.
       step: training step for the results; default: each prompt's.
 
     Raises:
@@ -68,7 +70,10 @@ class EnsembleEvaluator:
       OSError: if a path leads to no prompt.
     """
     check_ensemble(ensemble)
-    members = [as_trained(backbone, p, feature_lengths, placement, step) for p in prompts]
+    members = [
+        as_trained(backbone, p, feature_lengths, placement, step, target_prefix) for p in prompts
+    ]
+    task = with_target_prefix(task, common_prefix(member.target_prefix for member in members))
     self._injection = stack_injections([member.injection for member in members])
     allowed = [default_lengths(task) | dict(member.feature_lengths or {}) for member in members]
     self._members = members

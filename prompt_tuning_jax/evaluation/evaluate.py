@@ -20,6 +20,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH, PromptDesign, load_designed
 from prompt_tuning_jax.data.several_prompts import PromptLayout
+from prompt_tuning_jax.data.target_prefix import with_target_prefix
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation.decoding import Decoding
@@ -46,6 +47,7 @@ def evaluate(
     decoding: Decoding | None = None,
     normalize_by_length: bool = False,
     design: PromptDesign | None = None,
+    target_prefix: str | None = None,
     params: PyTree | None = None,
     output_dir: str | None = None,
     step: int | None = None,
@@ -71,6 +73,7 @@ def evaluate(
     decoding: how to generate. A max_length of None is as the prompt was trained.
     normalize_by_length: rank by mean log-probabilities.
     design: words and solved examples around each input (prompt design), instead of a prompt.
+    target_prefix: what stands before every target; default: as the prompt was trained.
     params: the backbone's weights, where they are not its own.
     output_dir: where `inference_eval/` is written; None writes nothing.
     step: training step for the files; default: the prompt's.
@@ -87,11 +90,12 @@ def evaluate(
       the backbone, there are a prompt and a design, or as `Evaluator` and `PromptDesign`.
   """
   check_alone(design, [prompt])
-  asked = as_trained(backbone, prompt, feature_lengths, placement, step)
+  asked = as_trained(backbone, prompt, feature_lengths, placement, step, target_prefix)
   decoding = with_max_length(decoding, [asked.feature_lengths])
   loaded = load_tasks(backbone, tasks, split, task_settings, design, asked.feature_lengths)
   results = {}
   for name, task in loaded.items():
+    task = with_target_prefix(task, asked.target_prefix)
     evaluator = Evaluator(
         backbone,
         task,
@@ -173,6 +177,7 @@ class AsTrained:
     layout: its virtual tokens, and where they stand.
     step: its training step, if known.
     source: where it came from, if known.
+    target_prefix: what stands before every target.
   """
 
   injection: Injection | None
@@ -180,6 +185,7 @@ class AsTrained:
   layout: PromptLayout
   step: int | None
   source: str
+  target_prefix: str = ''
 
 
 def as_trained(
@@ -188,6 +194,7 @@ def as_trained(
     feature_lengths: Mapping[str, int] | None = None,
     placement: Placement | str | None = None,
     step: int | None = None,
+    target_prefix: str | None = None,
 ) -> AsTrained:
   """A prompt for the backbone with what is asked for, and what its manifest says where nothing is.
 
@@ -200,6 +207,7 @@ def as_trained(
     feature_lengths = feature_lengths or manifest.feature_lengths or None
     placement = placement or manifest.placement or None
     step = manifest.step if step is None else step
+    target_prefix = manifest.target_prefix if target_prefix is None else target_prefix
   tokens = injection or Injection()
   layout = PromptLayout(
       num_virtual_tokens=tokens.num_virtual_tokens,
@@ -207,7 +215,7 @@ def as_trained(
       placement=as_placement(placement or 'prefix'),
       input_length=(feature_lengths or {}).get('inputs'),
   )
-  return AsTrained(injection, feature_lengths, layout, step, source)
+  return AsTrained(injection, feature_lengths, layout, step, source, target_prefix or '')
 
 
 def with_max_length(

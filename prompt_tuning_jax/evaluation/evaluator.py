@@ -20,6 +20,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH
 from prompt_tuning_jax.data.several_prompts import PromptLayout
+from prompt_tuning_jax.data.target_prefix import without_prefix
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask, own_numbers
 from prompt_tuning_jax.data.virtual_tokens import Placement
 from prompt_tuning_jax.evaluation import best_first, ranking
@@ -123,7 +124,9 @@ class Evaluator:
     self._normalize_by_length = normalize_by_length
     self._choices = self._tree = None
     if method == 'rank' and task.label_classes:
-      self._choices = ranking.encode_choices(task.label_classes, backbone.vocabulary)
+      self._choices = ranking.encode_choices(
+          task.label_classes, backbone.vocabulary, task.target_prefix
+      )
       # Means may grow with every token, so that no beginning says how good its choices are.
       if len(self._choices) > _MOST_SCORED and not normalize_by_length:
         self._tree = best_first.ChoiceTree(self._choices)
@@ -308,7 +311,8 @@ class Evaluator:
       )
       tokens_BKT, scores_BK = map(partitioning.own_rows, decoded)
       for row, tokens_T, score in zip(rows, tokens_BKT[:, -1], scores_BK[:, -1]):
-        yield *row, vocabulary.decode(tokens_T), {'score': float(score)}
+        text = without_prefix(vocabulary.decode(tokens_T), self.task.target_prefix)
+        yield *row, text, {'score': float(score)}
 
   def _each_batch(self, what: str) -> Iterator[tuple[Any, list[_Row], list[_Row]]]:
     """Every batch, and the examples and prompts of this process's rows and of all rows."""

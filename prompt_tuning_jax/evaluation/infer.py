@@ -22,6 +22,7 @@ import tqdm
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.several_prompts import moved
+from prompt_tuning_jax.data.target_prefix import common_prefix, without_prefix
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.evaluation import ranking
@@ -140,7 +141,7 @@ def rank(
       or as `generate`.
   """
   inputs = _Inputs(backbone, prompt, texts, placement, max_input_length)
-  choices_CT = ranking.encode_choices(choices, backbone.vocabulary)
+  choices_CT = ranking.encode_choices(choices, backbone.vocabulary, inputs.target_prefix)
   repeated = sorted({choice for choice in choices if list(choices).count(choice) > 1})
   if repeated:
     raise ValueError(
@@ -273,7 +274,8 @@ def _decoded(
       )
     tokens_BKT, scores_BK = map(partitioning.whole, decoded)
     for number, tokens_T, score in zip(numbers, tokens_BKT[:, -1], scores_BK[:, -1]):
-      answers[number] = backbone.vocabulary.decode(tokens_T), {'score': float(score)}
+      text = without_prefix(backbone.vocabulary.decode(tokens_T), inputs.target_prefix)
+      answers[number] = text, {'score': float(score)}
   return answers
 
 
@@ -283,6 +285,7 @@ class _Inputs:
   Attributes:
     backbone: the model.
     injection: all prompts as one, or None.
+    target_prefix: what stands before the answers, as before the targets in training.
   """
 
   def __init__(
@@ -314,6 +317,9 @@ class _Inputs:
     unpacked = {
         key: unpack_prompt(backbone, p) for key, p in dict(zip(keys, prompts)).items()
     }
+    self.target_prefix = common_prefix(
+        manifest.target_prefix if manifest else '' for _, manifest in unpacked.values()
+    )
     injections = [injection for injection, _ in unpacked.values()]
     # One prompt needs no stacking, and may be none.
     self.injection = next(iter(injections), None)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning_jax.data.target_prefix import prefix_ids
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.typing import Array, Batch, Injection, PyTree
 
@@ -167,12 +168,15 @@ def best_choice(scores_BC: Array | np.ndarray) -> np.ndarray:
   return np.argmax(scores_BC, axis=-1)
 
 
-def encode_choices(choices: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
+def encode_choices(
+    choices: Sequence[str], vocabulary: Vocabulary, prefix: str = ''
+) -> np.ndarray:
   """Token ids [C, T] of the choices: end-of-sequence behind each, then padding.
 
   Args:
     choices: the texts to choose from.
     vocabulary: the backbone's vocabulary.
+    prefix: what stands before each of them, as before the targets (`data/target_prefix.py`).
 
   Raises:
     ValueError: if there are no choices, or one of them has no tokens (it would
@@ -191,6 +195,8 @@ def encode_choices(choices: Sequence[str], vocabulary: Vocabulary) -> np.ndarray
           f'The choice {choice!r} has no tokens, so that it would be scored as an empty '
           f'answer. Choices: {", ".join(map(repr, choices))}.'
       )
+  before = prefix_ids(prefix, vocabulary)
+  tokens = [[*before, *ids] for ids in tokens]
   choices_CT = np.zeros((len(tokens), 1 + max(map(len, tokens))), np.int32)
   for row, ids in enumerate(tokens):
     choices_CT[row, : len(ids) + 1] = [*ids, vocabulary.eos_id]

@@ -55,6 +55,7 @@ def pretrain(
     checkpoint_period: int = 500,
     log_period: int = 50,
     weights_dtype: str = 'bfloat16',
+    backbone_steps: Sequence[int] = (),
     metadata: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> str:
@@ -82,7 +83,9 @@ def pretrain(
     checkpoint_period: steps between saved states.
     log_period: steps between records of the loss.
     weights_dtype: in which the finished weights are written.
-    metadata: kept in the finished backbone's config.json.
+    backbone_steps: after how many updates the backbone is written as well, each time to
+      `backbone_<step>` in model_dir; 0 is the model before the first.
+    metadata: kept in the config.json of what is written, beside the number of updates.
     progress: whether to show what is trained and the progress line.
 
   Returns:
@@ -90,7 +93,8 @@ def pretrain(
 
   Raises:
     ValueError: unless exactly one of `config` and `backbone` is given, if the parts do
-      not fit together, or if model_dir holds another run.
+      not fit together, if model_dir holds another run, or one of backbone_steps is not before
+      the last step, or not after the newest saved state and was not written when it was due.
     OSError: if model_dir cannot be written.
     FloatingPointError: if the loss is not finite; the last good state stays saved.
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
@@ -103,6 +107,7 @@ def pretrain(
   module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
   labelling = trainable_lib.as_labelling(trainable, None)
   periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
+  check_backbone_steps(backbone_steps, train_steps)
   saver = StateSaver(model_dir)
   # The folder comes first: nothing is loaded or compiled for a run that cannot be kept.
   with ModelDir(model_dir) as folder:
@@ -147,27 +152,33 @@ def pretrain(
         placement=parameters.placement_of(state),
     )
     with partitioning.on(mesh):
-      state = loop.run(
-          state,
-          parameters.frozen,
-          train_step,
-          partitioning.PlacedBatches(batches, mesh),
-          periods,
-          saver=saver,
-          source_name=batches.component_name,
-          description=description,
-          progress=progress,
-      )
-    _, weights = parameters.folded(state.trainable)
-    path = os.path.join(model_dir, 'backbone')
-    native.save_backbone(
-        path,
-        module.config,
-        weights,
-        vocabulary,
-        dtype=weights_dtype,
-        metadata={**(metadata or {}), 'train_steps': int(state.step)},
-    )
+      for step in [*_due(backbone_steps, model_dir, saver), train_steps]:
+        if step > 0:
+          state = loop.run(
+              state,
+              parameters.frozen,
+              train_step,
+              partitioning.PlacedBatches(batches, mesh),
+              dataclasses.replace(periods, train_steps=step),
+              saver=saver,
+              source_name=batches.component_name,
+              description=description,
+              progress=progress,
+          )
+        _, weights = parameters.folded(state.trainable)
+        path = _backbone_path(model_dir, None if step == train_steps else step)
+        native.save_backbone(
+            path,
+            module.config,
+            weights,
+            vocabulary,
+            dtype=weights_dtype,
+            metadata={
+                **(metadata or {}),
+                'train_steps': int(state.step),
+                **({} if backbone is None else {'adaptation_steps': int(state.step)}),
+            },
+        )
   return path
 
 
@@ -214,6 +225,41 @@ def check_components(
     what = f'the batch_size={{}} of component {component.name!r}'
     check_microbatches(microbatches, component.batch_size, what)
     partitioning.check_batch(mesh, component.batch_size, microbatches, what)
+
+
+def check_backbone_steps(steps: Sequence[int], train_steps: int) -> None:
+  """Raises ValueError unless the backbone can be written at every one of the steps."""
+  if wrong := [step for step in steps if not 0 <= step < train_steps]:
+    raise ValueError(
+        f'BACKBONE_STEPS has {", ".join(map(str, wrong))}, but a run of {train_steps:,} steps '
+        f'(TRAIN_STEPS_RELATIVE) can be kept at 0 to {train_steps - 1:,}; what it ends with is '
+        'kept anyway.'
+    )
+
+
+def _backbone_path(model_dir: str, step: int | None) -> str:
+  """Where the backbone of a step is written; None is the last."""
+  return os.path.join(model_dir, 'backbone' if step is None else f'backbone_{step}')
+
+
+def _due(steps: Sequence[int], model_dir: str, saver: StateSaver) -> list[int]:
+  """Those of the steps whose backbone has not been written.
+
+  Raises:
+    ValueError: if the run is past one of them.
+  """
+  steps = sorted(set(steps))
+  due = processes.from_main(
+      lambda: [s for s in steps if not native.is_native(_backbone_path(model_dir, s))]
+  )
+  latest = saver.latest()
+  if latest and (late := [step for step in due if 0 < step < latest.step]):
+    raise ValueError(
+        f'BACKBONE_STEPS has {", ".join(map(str, late))}, but MODEL_DIR {model_dir} is at step '
+        f'{latest.step:,} already. Leave out what was not kept when it was due, or start again in '
+        'another MODEL_DIR.'
+    )
+  return due
 
 
 def _fresh(module: T5, seed: int, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:

@@ -6,7 +6,8 @@
   print(result)                  # a table of mean ± standard deviation over the seeds
 
 The runs are the points of a grid. Those that differ in their prompts alone share a program
-(`together.py`); the others run in turn. What a run ended with is written at once, so that an
+(`together.py`); the others run in turn, and those with a prompt design (`data/prompt_design.py`)
+are evaluated as they are. What a run ended with is written at once, so that an
 interrupted sweep goes on where it stopped, and tables and plots can be made from the results
 alone (`sweep_report.py`).
 """
@@ -14,6 +15,7 @@ alone (`sweep_report.py`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -25,11 +27,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax import processes
+from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.data.prompt_design import PromptDesign
+from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
 from prompt_tuning_jax.sweep_report import RESULTS, SweepResult
 from prompt_tuning_jax.training import together
 from prompt_tuning_jax.training.description import describe
-from prompt_tuning_jax.training.train import train
+from prompt_tuning_jax.training.train import joined, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +43,23 @@ class SweepRun:
 
   Attributes:
     settings: what the point sets, by the names and values that tables and plots show.
-    arguments: the arguments of `train` that this amounts to, without model_dir.
+    arguments: the arguments of `train` that this amounts to, without model_dir; with a `design`
+      among them nothing is trained, and the backbone is evaluated with that.
   """
 
   settings: dict[str, Any]
   arguments: dict[str, Any]
+
+  @property
+  def design(self) -> PromptDesign | None:
+    """Words and solved examples, of a run in which nothing trains."""
+    return self.arguments.get('design')
+
+  @property
+  def values(self) -> dict[str, Any]:
+    """All arguments of `train`, with the defaults of those that are not given."""
+    given = {name: value for name, value in self.arguments.items() if name != 'design'}
+    return together.completed(given)
 
   @property
   def name(self) -> str:
@@ -67,7 +84,7 @@ def grid_points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
         "SWEEP = {'PROMPT_LENGTH': [1, 20, 100], 'RANDOM_SEED': [0, 1, 2]}."
     )
   for name, values in grid.items():
-    if not isinstance(values, (list, tuple)) or not values:
+    if not isinstance(values, (list, tuple, Mapping)) or not values:
       raise ValueError(
           f'The grid of a sweep has {values!r} for {name}; a list of its values was expected, '
           f"such as {{'{name}': [{values!r}]}}."
@@ -90,7 +107,8 @@ def sweep(
 
   Args:
     grid: argument of `train` → its values: a list, or a dict from what tables show to the
-      value ({'MLP': PTuning(…)}); or the runs themselves.
+      value ({'MLP': PTuning(…)}); or the runs themselves. Values of `backbone` may be names, and
+      those of `design` are evaluated without training, but for None.
     model_dir: folder of the sweep: `results.jsonl`, `table.md`, `sweep.png`, and in `runs/`
       the artifact of each run. Run again, the same sweep goes on where it stopped, and one
       with more points trains those.
@@ -141,10 +159,15 @@ def _runs(grid: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[SweepRu
       if isinstance(values, (Mapping, list, tuple))
   }
   points = grid_points({n: list(labelled[n]) if n in labelled else v for n, v in grid.items()})
-  return [
-      SweepRun(point, {**arguments, **{n: labelled[n][label] for n, label in point.items()}})
-      for point in points
-  ]
+  # Of a backbone that is named there is one copy of the weights.
+  opened = functools.cache(load_backbone)
+  runs = []
+  for point in points:
+    of_run = {**arguments, **{n: labelled[n][label] for n, label in point.items()}}
+    if isinstance(of_run.get('backbone'), str):
+      of_run['backbone'] = opened(of_run['backbone'])
+    runs.append(SweepRun(point, of_run))
+  return runs
 
 
 def _label(value: Any) -> Any:
@@ -161,9 +184,9 @@ def programs_of(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
     raise ValueError(f'The sweep has {", ".join(twice)} more than once.')
   programs: dict[str, list[SweepRun]] = {}
   for run in runs:
-    key = together.shared_key(run.arguments)
+    key = None if run.design is not None else together.shared_key(run.values)
     # The same backbone is one object.
-    key = run.name if key is None else [id(run.arguments['backbone']), key]
+    key = run.name if key is None else [id(run.values['backbone']), key]
     text = json.dumps(key, sort_keys=True, default=str)
     programs.setdefault(text, []).append(run)
   return list(programs.values())
@@ -174,8 +197,11 @@ def _train(
 ) -> list[dict[str, Any]]:
   """Trains the runs of a program; what each ended with."""
   folders = [os.path.join(model_dir, 'runs', run.name) for run in program]
+  if program[0].design is not None:
+    metrics = _evaluated(program[0], progress=how['progress'])
+    return [{'step': 0, 'metrics': metrics, 'stopped_at': None, 'prompt': None}]
   if len(program) == 1:
-    result = train(**program[0].arguments, model_dir=folders[0], **how)
+    result = train(**{**program[0].values, 'model_dir': folders[0], **how})
     path = os.path.relpath(result.path, model_dir)
     return [
         {'step': result.step, 'metrics': result.metrics, 'stopped_at': None, 'prompt': path}
@@ -185,7 +211,7 @@ def _train(
   number = hashlib.sha256('\n'.join(names).encode()).hexdigest()[:8]
   paths = [os.path.join(folder, 'prompt.safetensors') for folder in folders]
   found = together.train_together(
-      [run.arguments for run in program],
+      [run.values for run in program],
       names,
       model_dir=os.path.join(model_dir, f'together_{number}'),
       prompt_paths=paths,
@@ -195,6 +221,35 @@ def _train(
       result | {'prompt': os.path.relpath(path, model_dir)}
       for result, path in zip(found, paths, strict=True)
   ]
+
+
+# What the arguments of `train` say of an evaluation.
+_OF_EVALUATION = (
+    'backbone', 'task', 'eval_task', 'eval_split', 'eval_method', 'feature_lengths', 'decoding',
+    'target_prefix', 'task_module',
+)  # fmt: skip
+
+
+def _evaluated(run: SweepRun, *, progress: bool) -> dict[str, float]:
+  """The metrics of a run in which nothing trains, measured as those of the others."""
+  values = run.values
+  found = evaluate(
+      values['backbone'],
+      None,
+      values['eval_task'] or values['task'],
+      split=values['eval_split'],
+      batch_size=values['eval_batch_size'] or values['batch_size'],
+      feature_lengths=values['feature_lengths'],
+      method=values['eval_method'],
+      lengths=values['lengths'],
+      decoding=values['decoding'],
+      design=run.design,
+      target_prefix=values['target_prefix'],
+      progress=progress,
+      **{name: values[name] for name in ('task_module', 'tfds_data_dir', 'cache_dir')},
+  )
+  results = found.values() if isinstance(found, Mapping) else [found]
+  return joined({result.task: result.metrics for result in results})
 
 
 class _Results:
@@ -207,7 +262,7 @@ class _Results:
   def __init__(self, model_dir: str, runs: Sequence[SweepRun]):
     self._path = os.path.join(model_dir, RESULTS)
     self._records = read_jsonl(self._path, needs=['run', 'arguments'])
-    self._sums = {run.name: _sum(run.arguments) for run in runs}
+    self._sums = {run.name: _sum(run) for run in runs}
     before = {record['run']: record['arguments'] for record in self._records}
     for name, of_run in self._sums.items():
       if before.get(name, of_run) != of_run:
@@ -229,19 +284,17 @@ class _Results:
           # Of a program the share of each of its runs.
           'seconds': round(seconds / len(program), 1),
           'together': len(program),
+          'parameters': run.values['backbone'].num_params,
           'arguments': self._sums[run.name],
       })
       self.done.add(run.name)
     processes.from_main(lambda: write_jsonl(self._path, self._records))
 
 
-def _sum(arguments: Mapping[str, Any]) -> str:
-  values = together.completed(arguments)
-  kept = {
-      name: value
-      for name, value in values.items()
-      if name not in together.ASIDE
-  }
+def _sum(run: SweepRun) -> str:
+  kept = {name: value for name, value in run.values.items() if name not in together.ASIDE}
+  if run.design is not None:
+    kept = {**{name: kept[name] for name in _OF_EVALUATION}, 'design': run.design}
   text = json.dumps(describe(kept), sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -253,6 +306,8 @@ def announced(programs: Sequence[Sequence[SweepRun]], done: Collection[str] = ()
   lines = [f'sweep      {count} runs' + f', {waiting} left' * (waiting < count)]
   for program in filter(None, left):
     what = f'{len(program)} in one program' if len(program) > 1 else 'alone'
+    if program[0].design is not None:
+      what = 'evaluated without training'
     names = [run.name for run in program]
     shown = ', '.join(names[:3]) + f' … {names[-1]}' * (len(names) > 3)
     lines.append(f'  {what}: {shown}')

@@ -167,7 +167,10 @@ def train_together(
         },
     }
     folder.claim(description)
-    load = {name: shared[name] for name in ('task_module', 'tfds_data_dir', 'cache_dir')}
+    load = {
+        name: shared[name]
+        for name in ('task_module', 'tfds_data_dir', 'cache_dir', 'target_prefix')
+    }
     tasks = load_task_or_mixture(shared['task'], 'train', backbone.vocabulary, **load)
     batches = _batches(values, tasks, trials, backbone)
     evaluators = _evaluators(values, backbone, load)
@@ -185,6 +188,7 @@ def train_together(
               'placement': shared['placement'].description,
               'task': shared['task'] if isinstance(shared['task'], str) else shared['task'].name,
               'feature_lengths': shared['feature_lengths'],
+              'target_prefix': shared['target_prefix'] or '',
           },
           prompt_path=prompt_paths[number],
           backbone_path=None,

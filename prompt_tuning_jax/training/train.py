@@ -68,6 +68,7 @@ def train(
     batch_size: int = 32,
     feature_lengths: Mapping[str, int] | None = None,
     placement: Placement | str = 'prefix',
+    target_prefix: str | None = None,
     lengths: str = 'pad',
     packed_length: int | None = None,
     loss: LossConfig = LossConfig(),
@@ -107,6 +108,8 @@ def train(
     feature_lengths: longest inputs and targets in tokens; the prompt comes on top.
       Default {'inputs': 512, 'targets': 8}.
     placement: where the virtual tokens stand among an example's tokens.
+    target_prefix: what stands before every target, and counts among its tokens; '<extra_id_0>'
+      is the sentinel of span corruption (Lester et al., 2021, section 3.3).
     lengths: 'pad' to the feature lengths, 'bucket' to a few shorter ones, or 'pack' several
       examples into a row. None changes the result, up to rounding, but that packed examples
       of a row share a mask of dropout. Evaluation buckets where training packs.
@@ -200,6 +203,8 @@ def train(
       description['microbatches'] = microbatches
     if lengths == 'pack':
       description['packed_length'] = packed_length
+    if target_prefix:
+      description['target_prefix'] = target_prefix
     if isinstance(task, FileTask):
       description['file_task'] = task.description()
     if best_metric is not None:
@@ -213,7 +218,12 @@ def train(
     folder.claim(description)
 
     # The data.
-    load = dict(task_module=task_module, tfds_data_dir=tfds_data_dir, cache_dir=cache_dir)
+    load = dict(
+        task_module=task_module,
+        tfds_data_dir=tfds_data_dir,
+        cache_dir=cache_dir,
+        target_prefix=target_prefix,
+    )
     tasks = load_task_or_mixture(task, 'train', backbone.vocabulary, **load)
     layout = dict(
         feature_lengths=feature_lengths,

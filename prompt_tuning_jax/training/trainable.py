@@ -37,6 +37,15 @@ def as_labelling(
   return {'backbone' if method is None else 'prompt': trainable}
 
 
+def is_nothing(
+    trainable: optax.GradientTransformation | Labelling | None, method: nn.Module | None
+) -> bool:
+  """Whether what trains is a prompt alone, where no method makes one."""
+  if method is not None or trainable is None:
+    return False
+  return all(label.split('/')[0] == 'prompt' for label in as_labelling(trainable, method))
+
+
 def _labels(flat: Mapping[str, object], labelling: Labelling) -> dict[str, str]:
   """The prefix in charge of each path that has one."""
   labels = {}

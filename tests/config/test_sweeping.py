@@ -5,6 +5,9 @@ import pytest
 from prompt_tuning_jax import config
 from prompt_tuning_jax.config import ConfigError, building, sweeping
 from prompt_tuning_jax.training.description import describe
+from prompt_tuning_jax.training.sweep import announced, programs_of
+from tests import saved_backbone
+from tests.config.conftest import NEEDED
 
 
 def runs_of(flags, grid, files=()):
@@ -47,6 +50,62 @@ def test_some_names_are_gin_files(flags):
   assert 'uniform' in str(starts[0]) and 'sampled_vocab' in str(starts[1])
 
 
+def test_a_name_may_stand_for_several_settings(flags):
+  grid = {
+      'OBJECTIVE': {
+          'as it is': {},
+          'sentinel': {'TARGET_PREFIX': '<extra_id_0>', 'PROMPT_INIT': 'sampled_vocab'},
+      },
+      'PROMPT_LENGTH': [3],
+  }
+  runs, _ = runs_of(flags, grid)
+  assert [run.settings for run in runs] == [
+      {'OBJECTIVE': 'as it is', 'PROMPT_LENGTH': 3}, {'OBJECTIVE': 'sentinel', 'PROMPT_LENGTH': 3}
+  ]  # fmt: skip
+  assert [run.arguments['target_prefix'] for run in runs] == [None, '<extra_id_0>']
+  starts = [str(describe(run.arguments['method'].prompt_init)) for run in runs]
+  assert 'uniform' in starts[0] and 'sampled_vocab' in starts[1]
+  # A run's folder is told from others by what a folder's name cannot hold.
+  assert runs[0].name.startswith('OBJECTIVE=as_it_is,PROMPT_LENGTH=3-')
+
+
+def test_a_prompt_design_is_a_run_in_which_nothing_trains(flags):
+  design = {'METHOD': 'prompt_design', 'PromptDesign.examples': 0,
+            'PromptDesign.template': 'yes, no {inputs}'}  # fmt: skip
+  grid = {'METHOD': {'tuned': {}, 'model': {'METHOD': 'model_tuning'}, 'design': design},
+          'RANDOM_SEED': [0, 3]}  # fmt: skip
+  runs, notes = runs_of([*flags, 'LEARNING_RATE=0.1'], grid)
+  assert not notes
+  assert [run.design is not None for run in runs] == [False] * 4 + [True] * 2
+  assert [run.design.seed for run in runs[4:]] == [0, 3]
+  assert runs[4].design.template == 'yes, no {inputs}'
+  assert runs[4].arguments['method'] is None
+  # All of them name one copy of the weights, where they are held alike.
+  assert runs[0].arguments['backbone'] is runs[4].arguments['backbone']
+  assert runs[2].arguments['backbone'].param_dtype == 'float32'
+  assert 'evaluated without training: METHOD=design' in announced(programs_of(runs))
+
+
+def test_a_file_may_be_named_with_its_folder(flags):
+  runs, _ = runs_of(flags, {'METHOD': ['soft_prompt', 'recipes/demo_prompt_design']})
+  assert [run.design is None for run in runs] == [True, False]
+  assert 'animal, body' in runs[1].design.template
+
+
+def test_steps_of_adaptation_are_those_that_were_kept(tmp_path):
+  folder = tmp_path / 'run'
+  for steps in (0, 20):
+    saved_backbone.save(folder / f'backbone_{steps}', seed=steps)
+  saved_backbone.save(folder / 'backbone', seed=40)
+  flags = [*NEEDED, f'INITIAL_CHECKPOINT_PATH={folder}/backbone']
+  runs, _ = runs_of(flags, {'ADAPTATION_STEPS': [0, 20]})
+  assert [run.arguments['backbone'].source for run in runs] == [
+      str(folder / 'backbone_0'), str(folder / 'backbone_20')
+  ]  # fmt: skip
+  with pytest.raises(OSError, match='ADAPTATION_STEPS=30 of SWEEP: .*was not kept after so many'):
+    runs_of(flags, {'ADAPTATION_STEPS': [0, 30]})
+
+
 @pytest.mark.parametrize(
     ('grid', 'message'),
     [
@@ -58,6 +117,13 @@ def test_some_names_are_gin_files(flags):
         ({'PROMPT_INIT': ['unifrom']}, 'PROMPT_INIT=unifrom of SWEEP: .*unifrom'),
         ({'METHOD': [3]}, 'METHOD; the name of a file of gin/methods/ was expected: deep_prompt'),
         ({'PROMPT_LENGTH': 3}, 'a list of its values was expected'),
+        ({'A': {'b': 3}}, "SWEEP has 3 for A, 'b'; a dict of settings was expected"),
+        ({'A': {'b': {'PROMPT_LENGTH': 3}}, 'PROMPT_LENGTH': [1]},
+         'Two names in SWEEP set PROMPT_LENGTH'),
+        ({'A': {'b': {'PROMPT_LENGHT': 3}}}, 'A=b of SWEEP: .*there is no macro PROMPT_LENGHT'),
+        ({'A': {'b': {'BATCH_SIZE': 3}}}, '--gin.BATCH_SIZE is set, and SWEEP varies BATCH_SIZE'),
+        ({'A': {'b': {'MODEL_DIR': 'c'}}}, 'that of the whole sweep'),
+        ({'MODEL': ['micro_7']}, "MODEL=micro_7 of SWEEP: .*No gin file 'models/micro_7'"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(flags, grid, message):

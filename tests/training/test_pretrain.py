@@ -113,6 +113,29 @@ def test_a_run_that_is_continued_equals_one_that_never_ended(
   assert records[0] == records[1]
 
 
+def test_the_backbone_is_kept_on_the_way(pretrained, components, vocabulary, tmp_path):
+  kept = dict(backbone_steps=[30, 0])
+  # Interrupted between the two, as it may be.
+  _pretrain(components, vocabulary, tmp_path / 'run', 40, **kept)
+  _pretrain(components, vocabulary, tmp_path / 'run', 80, **kept)
+  alone = _pretrain(components, vocabulary, tmp_path / 'alone', 30)
+  fresh = jax.jit(T5(CONFIG).init_params)(jax.random.key(0))
+  assert_same_trees(load_backbone(tmp_path / 'run' / 'backbone_0').params, fresh)
+  fingerprints = [
+      load_backbone(path).fingerprint
+      for path in (
+          tmp_path / 'run' / 'backbone_30', alone, tmp_path / 'run' / 'backbone', pretrained[0]
+      )  # fmt: skip
+  ]
+  assert fingerprints[0] == fingerprints[1] and fingerprints[2] == fingerprints[3]
+  described = json.loads((tmp_path / 'run' / 'backbone_30' / 'config.json').read_text())
+  assert described['metadata'] == {'corpus': 'a rhyme', 'train_steps': 30}
+  with pytest.raises(ValueError, match='BACKBONE_STEPS has 50, but MODEL_DIR .* is at step 80'):
+    _pretrain(components, vocabulary, tmp_path / 'run', 90, backbone_steps=[50])
+  with pytest.raises(ValueError, match='BACKBONE_STEPS has 80, but a run of 80 steps'):
+    _pretrain(components, vocabulary, tmp_path / 'other', 80, backbone_steps=[80])
+
+
 @pytest.mark.slow
 def test_a_backbone_in_bfloat16_computes_what_its_rounded_weights_do(
     pretrained, components, vocabulary, tmp_path
@@ -148,6 +171,8 @@ def test_adaptation_goes_on_from_a_backbone_and_leaves_it_alone(
   assert losses[-1] < losses[0] < fresh
   assert load_backbone(adapted).vocabulary.fingerprint == vocabulary.fingerprint
   assert json.loads((tmp_path / 'run.json').read_text())['from'] == start.fingerprint
+  metadata = json.loads((tmp_path / 'backbone' / 'config.json').read_text())['metadata']
+  assert metadata['adaptation_steps'] == 30
 
 
 @pytest.mark.slow

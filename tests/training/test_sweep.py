@@ -1,11 +1,18 @@
 """A sweep: a grid of runs, what each ends with, the table, and going on."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_tuning_jax.backbones.t5 import T5
+from prompt_tuning_jax.checkpoints import native
+from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.data.prompt_design import PromptDesign
+from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.jsonl import read_jsonl
 from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
@@ -17,7 +24,7 @@ from prompt_tuning_jax.training.optimizers import adafactor, adamw
 from prompt_tuning_jax.training.sweep import grid_points, sweep
 from prompt_tuning_jax.training.train import train
 from tests.conftest import assert_close
-from tests.training.conftest import FEATURE_LENGTHS
+from tests.training.conftest import CONFIG, FEATURE_LENGTHS
 
 GRID = {
     'method': {1: SoftPrompt(1), 4: SoftPrompt(4)},
@@ -161,6 +168,101 @@ def test_a_run_out_of_bounds_is_part_of_the_results(settings, tmp_path):
   assert bad['step'] == 4 and 'accuracy' in bad['metrics']
   assert 'Went out of bounds' in repr(result) and f'{bad["run"]} at step 7' in repr(result)
   json.loads((tmp_path / 'results.jsonl').read_text().splitlines()[0])
+
+
+@pytest.mark.slow
+def test_models_of_several_sizes_and_methods_in_one_sweep(settings, cache_dir, tmp_path):
+  # Prompt tuning of each size in a program of its own; a design is evaluated as it is.
+  for number, width in enumerate((16, 24)):
+    config = dataclasses.replace(CONFIG, d_model=width)
+    native.save_backbone(
+        tmp_path / f'{width}',
+        config,
+        jax.jit(T5(config).init_params)(jax.random.key(number)),
+        settings['backbone'].vocabulary,
+        dtype='float32',
+    )
+  settings = {**settings, 'train_steps': 4, 'eval_period': 0}
+  del settings['backbone']
+  design = PromptDesign('yes, no: {inputs}')
+  backbones = {width: load_backbone(tmp_path / f'{width}') for width in (16, 24)}
+  grid = {
+      'backbone': {width: str(tmp_path / f'{width}') for width in backbones},
+      'design': {'prompt tuning': None, 'prompt design': design},
+      'random_seed': [0, 1],
+  }
+  result = sweep(grid, model_dir=str(tmp_path / 'sweep'), method=SoftPrompt(2), **settings)
+  assert [record['together'] for record in result.records] == [2, 2, 1, 1, 2, 2, 1, 1]
+  for record in result.records:
+    width, how, seed = record['settings'].values()
+    assert record['parameters'] == backbones[width].num_params
+    if how == 'prompt design':
+      expected = evaluate(
+          backbones[width], None, 'which_animal', design=design, cache_dir=cache_dir,
+          feature_lengths=FEATURE_LENGTHS, progress=False,
+      )  # fmt: skip
+      assert record['prompt'] is None and record['step'] == 0
+      assert record['metrics'] == expected.metrics
+      continue
+    alone = train(
+        model_dir=str(tmp_path / record['run']),
+        backbone=backbones[width],
+        method=SoftPrompt(2),
+        random_seed=seed,
+        **settings,
+    )
+    assert record['metrics'] == alone.metrics
+    prompt = load_prompt(tmp_path / 'sweep' / record['prompt'])
+    assert_close(
+        prompt.injection.virtual_embeddings, alone.prompt.injection.virtual_embeddings, 1e-4
+    )
+  assert result.sizes('backbone') == {
+      width: backbone.num_params for width, backbone in backbones.items()
+  }
+  # What the design says is part of what was evaluated, what trains is not.
+  again = {**settings, 'trainable': adafactor(0.1)}
+  design_alone = {**grid, 'design': {'prompt design': design}}
+  sweep(design_alone, model_dir=str(tmp_path / 'sweep'), method=SoftPrompt(2), **again)
+  with pytest.raises(ValueError, match='holds a result of .* with other settings'):
+    sweep(
+        {**grid, 'design': {'prompt design': PromptDesign('{inputs}')}},
+        model_dir=str(tmp_path / 'sweep'),
+        method=SoftPrompt(2),
+        **settings,
+    )
+
+
+@pytest.mark.slow
+def test_runs_behind_a_sentinel_end_as_they_do_alone(settings, tmp_path):
+  settings = {**settings, 'train_steps': 8, 'target_prefix': '<extra_id_0>'}
+  result = sweep(GRID, model_dir=str(tmp_path / 'sweep'), **settings)
+  record = result.records[3]
+  length, seed = record['settings'].values()
+  alone = train(
+      model_dir=str(tmp_path / 'alone'), method=SoftPrompt(length), random_seed=seed, **settings
+  )
+  assert record['metrics'] == alone.metrics
+  prompts = [load_prompt(tmp_path / 'sweep' / record['prompt']), alone.prompt]
+  rows = [prompt.injection.virtual_embeddings for prompt in prompts]
+  assert_close(*rows, 1e-4)
+  assert {prompt.manifest.target_prefix for prompt in prompts} == {'<extra_id_0>'}
+  # Evaluated by itself a prompt is scored as it was in training.
+  for prompt in prompts:
+    found = evaluate(
+        settings['backbone'],
+        prompt,
+        'which_animal',
+        cache_dir=settings['cache_dir'],
+        progress=False,
+    )
+    assert found.metrics == alone.metrics
+  plain = train(
+      model_dir=str(tmp_path / 'plain'),
+      method=SoftPrompt(length),
+      random_seed=seed,
+      **{**settings, 'target_prefix': None},
+  )
+  assert np.abs(rows[1] - plain.prompt.injection.virtual_embeddings).max() > 1e-3
 
 
 def test_a_sweep_says_what_makes_no_sense(settings, tmp_path):
