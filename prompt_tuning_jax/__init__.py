@@ -19,6 +19,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax import initializers
   from prompt_tuning_jax.artifact import save_prompt
   from prompt_tuning_jax.checkpoints.load import load_backbone
+  from prompt_tuning_jax.data.cache import load_task
   from prompt_tuning_jax.data.file_task import FileTask
   from prompt_tuning_jax.data.prompt_design import PromptDesign
   from prompt_tuning_jax.evaluation.evaluate import evaluate
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
   from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
   from prompt_tuning_jax.neighbors.report import analyze_prompts
   from prompt_tuning_jax.neighbors.words import nearest_words
-  from prompt_tuning_jax.prompt_files import load_prompt
+  from prompt_tuning_jax.prompt_files import export_prompt, load_prompt
   from prompt_tuning_jax.training.step import loss_and_grad
   from prompt_tuning_jax.training.sweep import sweep
   from prompt_tuning_jax.training.train import train
@@ -51,6 +52,7 @@ _MODULES = {
     'initializers': '',
     'FileTask': 'data.file_task',
     'PromptDesign': 'data.prompt_design',
+    'load_task': 'data.cache',
     'train': 'training.train',
     'sweep': 'training.sweep',
     'evaluate': 'evaluation.evaluate',
@@ -63,6 +65,7 @@ _MODULES = {
     'loss_and_grad': 'training.step',
     'load_prompt': 'prompt_files',
     'save_prompt': 'artifact',
+    'export_prompt': 'prompt_files',
     'Injection': 'typing',
     'Batch': 'typing',
 }
@@ -79,6 +82,7 @@ __all__ = [
     'initializers',
     'FileTask',
     'PromptDesign',
+    'load_task',
     'train',
     'sweep',
     'evaluate',
@@ -91,6 +95,7 @@ __all__ = [
     'loss_and_grad',
     'load_prompt',
     'save_prompt',
+    'export_prompt',
     'Injection',
     'Batch',
 ]
