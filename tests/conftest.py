@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 # Before JAX is imported: tests run on the CPU, as four devices. They compile much and
@@ -23,6 +24,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
+from prompt_tuning_jax.checkpoints import ladder, load
 from prompt_tuning_jax.typing import Batch
 from tests import saved_backbone
 
@@ -77,6 +79,20 @@ def elsewhere(tmp_path, monkeypatch):
 def backbone_dir(tmp_path_factory) -> str:
   """A tiny random backbone on disk, for commands; not to be written to."""
   return saved_backbone.save(tmp_path_factory.mktemp('backbone') / 'tiny')
+
+
+@pytest.fixture
+def whole_ladder(tmp_path, monkeypatch):
+  """Models of the ladder that are not packaged are there as if they had been made here."""
+  folder = tmp_path / 'ladder'
+  monkeypatch.setenv('PTJ_LADDER_DIR', str(folder))
+  if not (missing := sorted(set(ladder.SIZES) - set(load.packaged_names()))):
+    return
+  adapted = saved_backbone.save(tmp_path / 'adapted', adaptation_steps=800)
+  for name in missing:
+    shutil.copytree(adapted, folder / name / 'backbone')
+    for steps in (0, 100, 200, 400):
+      shutil.copytree(adapted, folder / name / f'backbone_{steps}')
 
 
 @pytest.fixture(scope='session')

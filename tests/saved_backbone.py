@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -14,7 +15,7 @@ from prompt_tuning_jax.data.vocabulary import Vocabulary
 VOCABULARY = Path(prompt_tuning_jax.__file__).parent / 'zoo' / 'nano' / 'spiece.model'
 
 
-def save(folder: Path, seed: int = 0) -> str:
+def save(folder: Path, seed: int = 0, **metadata: Any) -> str:
   """Writes the backbone to `folder` and returns it as a string."""
   config = T5Config(
       vocab_size=4224,
@@ -27,6 +28,6 @@ def save(folder: Path, seed: int = 0) -> str:
   )
   params = T5(config).init_params(jax.random.key(seed))
   native.save_backbone(
-      str(folder), config, params, Vocabulary(VOCABULARY), dtype='float32', metadata={}
+      str(folder), config, params, Vocabulary(VOCABULARY), dtype='float32', metadata=metadata
   )
   return str(folder)

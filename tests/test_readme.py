@@ -53,7 +53,7 @@ def official_files(tmp_path):
   write_official(tmp_path, 'CB/train.jsonl', lines)
 
 
-@pytest.mark.usefixtures('elsewhere', 'demo_prompt', 'official_files')
+@pytest.mark.usefixtures('elsewhere', 'demo_prompt', 'official_files', 'whole_ladder')
 @pytest.mark.parametrize('command', _commands())
 def test_a_command_runs_dry_as_it_is_written(command, tmp_path, capsys):
   argv = shlex.split(command.replace('/tmp/', f'{tmp_path}/'))
