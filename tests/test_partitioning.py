@@ -129,7 +129,7 @@ def test_each_of_two_processes_reads_what_its_devices_hold(form, tmp_path):
       for number in range(2)
   ]
   try:
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
   finally:
     for process in processes:
       process.kill()

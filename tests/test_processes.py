@@ -47,7 +47,7 @@ def _start(*argv, devices=1):
   ]
 
 
-def _finish(pair, timeout=300):
+def _finish(pair, timeout=900):
   """Their statuses, outputs and errors; none is left running."""
   try:
     outcomes = [process.communicate(timeout=timeout) for process in pair]
@@ -143,7 +143,7 @@ def test_two_processes_find_what_one_finds(backbone_dir, cache_dir, tmp_path):
       'one_then_two': [one_then_two, str(tmp_path / 'not_there')],
   }
   program = str(ROOT / 'tests' / 'two_processes.py')
-  outcomes = _finish(_start('-W', 'ignore', program, '{index}', '{port}', json.dumps(given)), 600)
+  outcomes = _finish(_start('-W', 'ignore', program, '{index}', '{port}', json.dumps(given)), 1800)
   assert [status for status, *_ in outcomes] == [0, 0], outcomes
   found = [json.loads((tmp_path / f'{index}.json').read_text()) for index in range(2)]
   assert found[0] == found[1]
