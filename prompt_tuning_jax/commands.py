@@ -19,10 +19,11 @@ from prompt_tuning_jax.config.building import vocabulary_of
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.pretraining import Component
-from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH, PromptDesign, load_designed
+from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.evaluation.evaluate import load_tasks
 from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
 from prompt_tuning_jax.evaluation.report import Report, evaluate_prompts
 from prompt_tuning_jax.export import restore_run
@@ -94,22 +95,13 @@ def evaluate(
   Returns:
     The results, which print as a line or a table.
   """
-  vocabulary = vocabulary_of(backbone)
-  loaded = load_designed(
-      design,
-      task,
-      split,
-      vocabulary,
-      length=feature_lengths['inputs'] if feature_lengths else INPUT_LENGTH,
-      task_module=task_module,
-      tfds_data_dir=tfds_data_dir,
-      cache_dir=cache_dir,
-  )
-  tasks = [of_task for of_task, _ in loaded]
+  vocabulary_of(backbone)  # Says what to do where there is none.
+  settings = dict(task_module=task_module, tfds_data_dir=tfds_data_dir, cache_dir=cache_dir)
+  loaded = load_tasks(backbone, task, split, settings, design, feature_lengths)
   prompts: Any = [None]
   of_run: dict[str, Any] = {}
   if prompt_file:
-    names = [of_task.name for of_task in tasks]
+    names = [of_task.name for of_task in loaded.values()]
     prompts = processes.from_main(lambda: _read_prompts(prompt_file, names))
   elif checkpoint_path:
     run = restore_run(
@@ -124,7 +116,7 @@ def evaluate(
   return evaluate_prompts(
       backbone,
       prompts,
-      tasks,
+      list(loaded.values()),
       batch_size=batch_size or _BATCH_SIZE,
       feature_lengths=feature_lengths,
       placement=placement,

@@ -141,7 +141,7 @@ def evaluated(backbone, monkeypatch):
       seen.update(settings)
       return lambda *call, **step: EvalResult('a_task', 'train', {'accuracy': 0.0}, [])
 
-    monkeypatch.setattr(commands, 'load_designed', lambda *args, **others: [(task, 1.0)])
+    monkeypatch.setattr(evaluate_lib, 'load_designed', lambda *args, **others: [(task, 1.0)])
     monkeypatch.setattr(evaluate_lib, 'Evaluator', evaluator)
     commands.evaluate(backbone=backbone, task='a_task', **kwargs)
     return seen

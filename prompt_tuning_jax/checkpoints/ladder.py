@@ -95,12 +95,12 @@ def at_step(path: str, steps: int, others: Sequence[int] = ()) -> str:
   Raises:
     FileNotFoundError: if it was not kept at this step; says at which.
   """
-  if adaptation_steps(path) == steps:
+  last = adaptation_steps(path)
+  if last == steps:
     return path
   beside = f'{path}_{steps}'
   if native.is_native(beside):
     return beside
-  last = adaptation_steps(path)
   known = sorted({*others, *steps_beside(path), *([] if last is None else [last])})
   raise FileNotFoundError(
       f'ADAPTATION_STEPS is {steps}, but {path} was not kept after so many: there is no '

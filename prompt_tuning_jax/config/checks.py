@@ -57,7 +57,7 @@ def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
   # Only `tasks` does without.
   for argument, macro in (('task', 'MIXTURE_OR_TASK_NAME'), ('split', 'SPLIT')):
     if command != 'tasks' and kwargs.get(argument, '') is None:
-      raise ValueError(f'{macro} is None, but {command} needs it:{errors.how_to_set(macro)}')
+      raise _missing(macro, None, command)
   notes = _CHECKS[command](**kwargs) or []
   backbone = kwargs.get('backbone')
   if backbone is not None:
@@ -295,7 +295,7 @@ def _check_convert(
 ) -> None:
   del others
   if output_dir is None:
-    raise ValueError(f'OUTPUT_DIR is None, but convert needs it:{errors.how_to_set("OUTPUT_DIR")}')
+    raise _missing('OUTPUT_DIR', None, 'convert')
   _check_choice('OUTPUT_FORMAT', format, convert.FORMATS)
   convert.check_output(output_dir, format)
   if dtype is not None:
@@ -317,10 +317,7 @@ def _check_neighbors(
 ) -> None:
   del others
   if not prompt_file:
-    raise ValueError(
-        f'PROMPT_FILE is {prompt_file!r}, but neighbors needs it:'
-        f'{errors.how_to_set("PROMPT_FILE")}'
-    )
+    raise _missing('PROMPT_FILE', prompt_file, 'neighbors')
   prompts_named(prompt_file)
   clusters.check_cosine(cluster_cosine)
   # A backbone that is not on the machine of a dry run has no vocabulary there.
@@ -442,6 +439,10 @@ def _notes_on_mesh(
       note += f', so that the {count} compute attention together and not each some heads'
     notes.append(f'{note}; what has only such axes is copied to each of them.')
   return notes
+
+
+def _missing(macro: str, value: Any, command: str) -> ValueError:
+  return ValueError(f'{macro} is {value!r}, but {command} needs it:{errors.how_to_set(macro)}')
 
 
 def _check_choice(macro: str, value: Any, choices: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ def _arguments(
 ) -> tuple[dict[str, Any], list[str]]:
   """The arguments of a run, and notes on them."""
   parsed = parse('train', files, flags, search_paths)
-  _check_read(settings, 'train')
+  _check_read(settings)
   arguments = parsed.kwargs()
   notes = list(parsed.notes)
   method, trainable = arguments['method'], arguments['trainable']
@@ -141,9 +141,9 @@ def _file(name: str, value: Any) -> str:
   return value if '/' in value else f'{folder}/{value}'
 
 
-def _check_read(settings: Mapping[str, Any], command: str) -> None:
+def _check_read(settings: Mapping[str, Any]) -> None:
   """Refuses what would make all points the same."""
-  read = bindings_lib.reached_by(command).macros
+  read = bindings_lib.reached_by('train').macros
   for name in settings:
     if name not in read and name not in FILE_AXES and '.' not in name:
       raise ConfigError(
