@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/prompt-tuning demo
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/installed: setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'Python 3.11, 3.12 or 3.13 is needed, and none was' \

@@ -26,7 +26,6 @@ import math
 import jax
 from load_backbone import config_of
 
-from prompt_tuning_jax import plan
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.combined import Combined
@@ -35,6 +34,7 @@ from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
+from prompt_tuning_jax.plan_compiled import Flops, count_flops
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import adamw
 
@@ -50,10 +50,10 @@ def methods(length: int) -> dict[str, Method]:
   }
 
 
-def flops(config: T5Config, method: Method, layers: int, args: argparse.Namespace) -> plan.Flops:
+def flops(config: T5Config, method: Method, layers: int, args: argparse.Namespace) -> Flops:
   """FLOPs of a model of that many layers a stack."""
   config = dataclasses.replace(config, num_encoder_layers=layers, num_decoder_layers=layers)
-  return plan.count_flops(
+  return count_flops(
       T5(config, unroll=True),
       method,
       adamw(1e-3),

@@ -31,6 +31,7 @@ from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import adafactor
@@ -177,7 +178,6 @@ class Ours:
     """FLOPs of each round's training, were no batch wider than its longest example."""
     if kind != 'train':
       return []
-    from prompt_tuning_jax import plan
 
     counted: dict[tuple[int, int], float] = {}
     lengths = np.minimum(tokenized.lengths('inputs'), INPUTS)
@@ -191,7 +191,7 @@ class Ours:
         trainable, frozen = trainable_lib.split(params, {'prompt': tx})
         state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
         step = make_train_step(method, self._module.clone(remat='none'), tx)
-        batch = plan.batch_shapes(method, *shape, tokenized.longest('targets'))
+        batch = method_lib.batch_shapes(method, *shape, tokenized.longest('targets'))
         counted[shape] = costs.count(step, state, frozen, batch).flops
       return counted[shape]
 

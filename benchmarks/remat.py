@@ -82,7 +82,7 @@ def forward_flops(module, method, args: argparse.Namespace) -> float:
   """FLOPs of the products of a forward pass of the whole batch."""
   import jax
 
-  from prompt_tuning_jax import costs, plan
+  from prompt_tuning_jax import costs
   from prompt_tuning_jax.methods import method as method_lib
 
   params = {
@@ -94,7 +94,7 @@ def forward_flops(module, method, args: argparse.Namespace) -> float:
     injection = method.apply({'params': params['prompt']}, module.spec)
     return module.apply({'params': params['backbone']}, batch, injection)
 
-  batch = plan.batch_shapes(method, args.batch, args.inputs, args.targets)
+  batch = method_lib.batch_shapes(method, args.batch, args.inputs, args.targets)
   return costs.count(forward, params, batch).flops
 
 

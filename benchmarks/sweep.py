@@ -12,6 +12,7 @@ compared: scores are to be equal, up to the rounding that may decide a close ans
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -45,9 +46,11 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=600)
   parser.add_argument('--lengths', nargs='+', type=int, default=[1, 5, 20, 100, 150])
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+  parser.add_argument('--folder', help='where the runs stay; a temporary folder by default')
   args = parser.parse_args()
   common = [f'--gin_file={args.recipe}', f'--gin.TRAIN_STEPS_RELATIVE={args.steps}']
-  with tempfile.TemporaryDirectory() as folder:
+  temporary = tempfile.TemporaryDirectory()
+  with temporary if args.folder is None else contextlib.nullcontext(args.folder) as folder:
     alone, scores = [], {}
     for length in args.lengths:
       for seed in args.seeds:

@@ -1,170 +1,32 @@
 """`prompt-tuning plan`: what a run will cost, from shapes alone: no weights are made or read.
 
-A device's part of the run is the same run with its share of the rows, heads and hidden
-units, whose costs are counted in its jaxpr (`costs.py`). Heads that do not divide are counted
-whole on every device. With --compile XLA's own figures stand beside the estimate
-(`plan_compiled.py`).
+`plan_device.py` counts what a device holds and does, `plan_setting.py` has what may be changed so
+that a run fits, and with --compile XLA's own figures stand beside it (`plan_compiled.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import AbstractMesh
 
-from prompt_tuning_jax import costs, partitioning, plan_compiled, targets
-from prompt_tuning_jax.backbones import int8, t5_stacks
+from prompt_tuning_jax import plan_compiled, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.data import buckets, packing
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.plan_compiled import CompiledStep
+from prompt_tuning_jax.plan_device import Run
+from prompt_tuning_jax.plan_setting import Setting, easier_settings
 from prompt_tuning_jax.targets import Target
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import default_optimizer
-from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
-from prompt_tuning_jax.typing import Batch, PyTree
-
-# Share of a device's memory that a run may plan with: the rest is the runtime's, and what
-# the estimate of the activations may be wrong by.
-_USABLE = 0.9
-
-
-class Flops(NamedTuple):
-  """FLOPs of a batch, as XLA counts them in the compiled program.
-
-  Attributes:
-    step: of a train step of the prompt, the optimiser included.
-    forward: of a forward pass with the prompt.
-  """
-
-  step: float
-  forward: float
-
-
-def count_flops(
-    module: nn.Module,
-    method: Method,
-    tx: optax.GradientTransformation,
-    *,
-    rows: int,
-    input_length: int,
-    target_length: int,
-) -> Flops:
-  """Compiles the step and the forward pass of a frozen model, and counts.
-
-  XLA counts the body of a scan once: give a module with `unroll=True`.
-
-  Args:
-    module: the backbone's module.
-    method: the prompt method, whose parameters train.
-    tx: their optimiser.
-    rows: rows of the batch.
-    input_length: tokens of an input; virtual tokens come on top.
-    target_length: tokens of a target.
-  """
-  params = {
-      'prompt': method_lib.shapes(method, module.spec)[0],
-      'backbone': jax.eval_shape(module.init_params, jax.random.key(0)),
-  }
-  trainable, frozen = trainable_lib.split(params, {'prompt': tx})
-  state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), trainable)
-
-  batch = batch_shapes(method, rows, input_length, target_length)
-
-  def forward(params, batch):
-    injection = method.apply({'params': params['prompt']}, module.spec)
-    return module.apply({'params': params['backbone']}, batch, injection)
-
-  programs = (
-      make_train_step(method, module, tx).lower(state, frozen, batch),
-      jax.jit(forward).lower(params, batch),
-  )
-  return Flops(*(program.compile().cost_analysis()['flops'] for program in programs))
-
-
-def batch_shapes(method: Method | None, rows: int, input_length: int, target_length: int) -> Batch:
-  """Shapes of a batch with the virtual tokens of a method."""
-
-  def tokens(length: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, length), jnp.int32)
-
-  if method is not None:
-    input_length += method.num_virtual_tokens
-    target_length += method.num_decoder_virtual_tokens
-  targets_BT = tokens(target_length)
-  return Batch(tokens(input_length), targets_BT, targets_BT, targets_BT)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """What of a run decides whether it fits, and may be changed so that it does.
-
-  Attributes:
-    dtype: of the computation and of frozen weights.
-    remat: what the backward pass computes again (`t5_stacks.REMAT_POLICIES`).
-    microbatches: parts of a batch, one after the other.
-    num_partitions: devices that share a copy of the model.
-    rules: which axes of the weights are split over which axis of the mesh.
-    param_dtype: type the weights are held in; None where it is `dtype`. 'int8' is of kernels and
-      embeddings.
-  """
-
-  dtype: str
-  remat: str
-  microbatches: int
-  num_partitions: int
-  rules: partitioning.Rules
-  param_dtype: str | None = None
-
-  @property
-  def held_as(self) -> str:
-    """Type of the weights, of those that int8 leaves alone where it is int8."""
-    return self.dtype if self.param_dtype in (None, 'int8') else self.param_dtype
-
-  @property
-  def gathers_weights(self) -> bool:
-    """Whether weights are split over the devices that split the batch, too."""
-    return any(to == 'data' for axis, to in self.rules if axis != 'batch')
-
-  def shares_heads(self, config: T5Config) -> bool:
-    """Whether devices that share a copy of the model compute each of its heads together."""
-    splits = dict(self.rules).get('joined_kv') == 'model'
-    return splits and config.num_heads % self.num_partitions != 0
-
-  def part(self, axis: str, size: int) -> int:
-    """A device's share of an axis of the weights, while it computes with them."""
-    splits = dict(self.rules).get(axis) == 'model' and size % self.num_partitions == 0
-    return size // self.num_partitions if splits else size
-
-  def changes(self, other: Setting) -> str:
-    """What another setting has that this one has not, as flags."""
-    flags = {
-        'DTYPE': other.dtype != self.dtype and other.dtype,
-        'PARAM_DTYPE': other.param_dtype != self.param_dtype and other.param_dtype,
-        'REMAT': other.remat != self.remat and other.remat,
-        'MICROBATCHES': other.microbatches != self.microbatches and other.microbatches,
-        'NUM_PARTITIONS': other.num_partitions != self.num_partitions and other.num_partitions,
-    }
-    if other.rules != self.rules:
-      if self.rules not in partitioning.RULES.values():
-        # Rules of one's own would stay, whatever is said of the dims.
-        flags['LOGICAL_AXIS_RULES'] = '@logical_axis_rules()'
-      flags['PARAMETER_PARTITIONING_DIMS'] = next(
-          dims for dims, rules in partitioning.RULES.items() if rules == other.rules
-      )
-    return ' '.join(f'--gin.{macro}={value}' for macro, value in flags.items() if value)
+from prompt_tuning_jax.training.step import check_microbatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +72,7 @@ class Plan:
   @property
   def fits(self) -> bool:
     """Whether that is surely there."""
-    return self.total <= _USABLE * self.target.memory
+    return self.total <= self.target.usable
 
   def __repr__(self) -> str:
     setting, target = self.setting, self.target
@@ -339,16 +201,21 @@ def plan(
   rows, what_rows = batch_size, ''
   if lengths == 'pack':
     rows, limits, what_rows = _packed(method, limits, packed_length, batch_size, found, setting)
-  run = _Run(module, method, labelling, rows, limits, packed=lengths == 'pack')
-  result = run.plan(found, setting)
+  run = Run(module, method, labelling, rows, limits, packed=lengths == 'pack')
+  result = Plan(
+      target=found,
+      setting=setting,
+      shares_heads=setting.shares_heads(module.config),
+      **run.counts(found, setting)._asdict(),
+  )
   advice = ''
   if not result.fits:
-    easier = _easier(setting, found, rows)
+    easier = easier_settings(setting, found, rows)
     if not any(prefix.split('/')[0] == 'backbone' for prefix in labelling):
       if setting.param_dtype == 'float32' and found.kind != 'here':
-        easier = _easier(dataclasses.replace(setting, param_dtype='bfloat16'), found, rows)
+        easier = easier_settings(dataclasses.replace(setting, param_dtype='bfloat16'), found, rows)
       in_int8 = dataclasses.replace(setting, param_dtype='int8')
-      easier = itertools.chain(easier, [in_int8], _easier(in_int8, found, rows))
+      easier = itertools.chain(easier, [in_int8], easier_settings(in_int8, found, rows))
     fitting = (s for s in easier if run.fits(found, s))
     better = next(fitting, None)
     advice = '' if better is None else setting.changes(better)
@@ -383,7 +250,7 @@ def _packed(
   in_row = width // longest
   multiple = target.count // setting.num_partitions * setting.microbatches
   rows = buckets.round_up(-(-batch_size // in_row), multiple)
-  # Each row gets one prompt from `batch_shapes`; those of the others are part of the rest.
+  # Each row gets one prompt from `method.batch_shapes`; those of the others are part of the rest.
   of_row = {
       'inputs': width - prompt,
       'targets': in_row * (limits['targets'] + in_decoder) - in_decoder,
@@ -451,13 +318,6 @@ def _lengths(given: Mapping[str, int] | None) -> dict[str, int]:
   return {'inputs': 512, 'targets': 8, **(given or {})}
 
 
-def mesh_of(target: Target, num_partitions: int) -> AbstractMesh:
-  """The mesh of a run on a target, as far as its sizes go."""
-  return AbstractMesh(
-      (target.count // num_partitions, num_partitions), partitioning.MESH_AXES
-  )
-
-
 def check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
   """Raises ValueError unless a batch divides among a target's devices and its parts."""
   count = target.of_slice
@@ -475,257 +335,6 @@ def check_divides(target: Target, partitions: int, rows: int, microbatches: int)
         f'{target.name}. Use a multiple of {data}, or a larger NUM_PARTITIONS.'
     )
   check_microbatches(microbatches, rows // data, 'the {} rows of a device')
-
-
-def _easier(setting: Setting, target: Target, rows: int) -> Iterator[Setting]:
-  """Settings that need less memory, those that cost the least speed first."""
-  replace = dataclasses.replace
-  start = setting if target.kind == 'here' else replace(setting, dtype='bfloat16')
-  if start != setting:
-    yield start
-  remats = list(t5_stacks.REMAT_POLICIES)  # From the fastest to the one that keeps least.
-  partitions = setting.num_partitions
-  while partitions <= target.of_slice:
-    of_size = replace(start, num_partitions=partitions)
-    wider = [partitioning.DEFAULT_RULES, partitioning.FULLY_SHARDED_RULES]
-    for rules in dict.fromkeys([setting.rules, *wider[: 1 + (partitions < target.count)]]):
-      split = replace(of_size, rules=rules)
-      for remat in remats[remats.index(setting.remat) :]:
-        yield replace(split, remat=remat)
-      parts = 2 * setting.microbatches
-      of_device = rows * partitions // target.count
-      while of_device % parts == 0:
-        yield replace(split, remat='full', microbatches=parts)
-        parts *= 2
-    partitions *= 2
-    while partitions <= target.of_slice and target.of_slice % partitions:
-      partitions += 1
-
-
-class _Held(NamedTuple):
-  """What lies on a device before a step.
-
-  Attributes:
-    trained: numbers that train.
-    frozen: numbers that do not.
-    weights: bytes of the weights.
-    state: bytes of what trains, with its optimiser's state.
-    local_frozen: shapes of the frozen weights that a device computes with.
-    tx: the optimiser.
-    train_state: shapes of the state that a device computes with.
-  """
-
-  trained: int
-  frozen: int
-  weights: int
-  state: int
-  local_frozen: PyTree
-  tx: optax.GradientTransformation
-  train_state: TrainState
-
-
-class _Run:
-  """A run as a device sees it, for any setting."""
-
-  def __init__(
-      self,
-      module: T5,
-      method: Method | None,
-      labelling: Any,
-      batch_size: int,
-      lengths: Mapping[str, int],
-      packed: bool,
-  ):
-    self._module = module
-    # Initialisers may read the embeddings of a model that is not here.
-    self._method = method and method_lib.without_initializers(method)
-    self._labelling = labelling
-    self._batch_size = batch_size
-    self._lengths = lengths
-    self._packed = packed
-    self._held: dict[Any, _Held] = {}
-    self.prompt_length = 0 if method is None else method.num_virtual_tokens
-    self._in_decoder = 0 if method is None else method.num_decoder_virtual_tokens
-
-  def plan(self, target: Target, setting: Setting) -> Plan:
-    """Costs of a step on the target."""
-    held = self._hold(target, setting)
-    local = self._module_of(setting).clone(
-        config=_config_of_device(self._module.config, setting)
-    )
-    data = target.count // setting.num_partitions
-    rows = self._batch_size // data
-    step = make_train_step(self._method, local, held.tx, microbatches=setting.microbatches)
-    counted = costs.count(step, held.train_state, held.local_frozen, self._batch(rows))
-    gathered = 0
-    if setting.gathers_weights:
-      gathered = 2 * _bytes(held.local_frozen) // self._num_layers
-    return Plan(
-        target=target,
-        setting=setting,
-        trained=held.trained,
-        frozen=held.frozen,
-        weights=held.weights,
-        state=held.state,
-        activations=counted.peak_bytes + gathered,
-        flops=counted.flops * target.count,
-        transfers=self._transfers(setting, data, rows, held),
-        shares_heads=setting.shares_heads(self._module.config),
-    )
-
-  def fits(self, target: Target, setting: Setting) -> bool:
-    """Whether a step fits; what is larger without any activation is not counted further."""
-    held = self._hold(target, setting)
-    if held.weights + held.state > _USABLE * target.memory:
-      return False
-    return self.plan(target, setting).fits
-
-  def _hold(self, target: Target, setting: Setting) -> _Held:
-    """What lies on a device before a step."""
-    # What else a setting says has no part in it.
-    key = (target.count, dataclasses.replace(setting, remat='none', microbatches=1))
-    if key in self._held:
-      return self._held[key]
-    whole = self._module_of(setting)
-    trained, frozen = trainable_lib.split(
-        self._shapes(whole, setting.held_as), self._labelling
-    )
-    mesh = mesh_of(target, setting.num_partitions)
-    part = _Parts(mesh, setting.rules, {'backbone': whole.logical_axes()})
-    local = whole.clone(config=_config_of_device(whole.config, setting))
-    local_trained, local_frozen = trainable_lib.split(
-        self._shapes(local, setting.held_as), self._labelling
-    )
-    tx = trainable_lib.make_optimizer(self._labelling, local_trained)
-    in_float32 = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), local_trained
-    )
-    state = jax.eval_shape(lambda tree: TrainState.create(tree, tx), in_float32)
-    self._held[key] = _Held(
-        trained=trainable_lib.count(trained),
-        frozen=trainable_lib.count(frozen),
-        # The run trains a copy, and the backbone keeps its own.
-        weights=part.bytes(frozen) + part.bytes({'backbone': trained.get('backbone')}),
-        # Of a trained model the state is split as its weights are.
-        state=int(_bytes(state) * part.bytes(trained) / max(_bytes(local_trained), 1)),
-        local_frozen=local_frozen,
-        tx=tx,
-        train_state=state,
-    )
-    return self._held[key]
-
-  def compile(self, setting: Setting, mesh: jax.sharding.Mesh | None) -> CompiledStep:
-    """The same step as XLA compiles it for the devices of a mesh."""
-    return plan_compiled.compile_step(
-        self._module_of(setting),
-        self._method,
-        self._labelling,
-        self._batch(self._batch_size),
-        mesh=mesh,
-        rules=setting.rules,
-        held_as=setting.held_as,
-        microbatches=setting.microbatches,
-    )
-
-  def _module_of(self, setting: Setting) -> T5:
-    return self._module.clone(
-        dtype=jnp.dtype(setting.dtype),
-        remat=setting.remat,
-        int8=setting.param_dtype == 'int8',
-    )
-
-  def _batch(self, rows: int) -> Batch:
-    batch = batch_shapes(
-        self._method, rows, self._lengths['inputs'], self._lengths['targets']
-    )
-    if not self._packed:
-      return batch
-    return batch.replace(
-        encoder_segment_ids=batch.encoder_input_tokens,
-        decoder_segment_ids=batch.decoder_input_tokens,
-    )
-
-  @property
-  def _num_layers(self) -> int:
-    config = self._module.config
-    return config.num_encoder_layers + config.num_decoder_layers
-
-  def _shapes(self, module: T5, dtype: Any) -> PyTree:
-    weights = jax.eval_shape(module.init_params, jax.random.key(0))
-    shapes = {'backbone': int8.held_as(weights, dtype)}
-    if self._method is not None:
-      shapes['prompt'], _ = method_lib.shapes(self._method, module.spec)
-    return shapes
-
-  def _transfers(
-      self, setting: Setting, data: int, rows: int, held: _Held
-  ) -> dict[str, int]:
-    """Bytes that a device sends in a step, in rings."""
-    config, width = self._module.config, jnp.dtype(setting.dtype).itemsize
-    model = setting.num_partitions
-    inputs = rows * (self._lengths['inputs'] + self.prompt_length) * config.d_model * width
-    outputs = rows * (self._lengths['targets'] + self._in_decoder) * config.d_model * width
-    # An all-reduce sends everything but a device's own part twice, a gathering once.
-    reduced, gathered_part = 2 * (model - 1) / model, (data - 1) / data
-    # Where the backward pass computes a layer's sums again, but for the last, which it needs not.
-    again = setting.remat in ('full', 'qkv_and_mlp')
-    # Behind attention and MLP, and in the backward pass before them, where they are split;
-    # there cross-attention's gradient by the encoder's output is a sum in every layer, too.
-    attention = setting.part('joined_kv', config.num_heads) < config.num_heads
-    mlp = setting.part('mlp', config.d_ff) < config.d_ff
-    sums = inputs * (2 * (attention + mlp) + again * attention) * config.num_encoder_layers
-    sums += inputs * attention * config.num_decoder_layers
-    sums += outputs * (2 * (2 * attention + mlp) + 2 * again * attention) * (
-        config.num_decoder_layers
-    )
-    weights = 0
-    if setting.gathers_weights:
-      passes = (2 + again) * setting.microbatches
-      weights = int(gathered_part * passes * _bytes(held.local_frozen))
-    return {
-        'sums of the model axis': int(reduced * sums),
-        'weights': weights,
-        'gradients': int(2 * gathered_part * 4 * trainable_lib.count(held.train_state.trainable)),
-    }
-
-
-class _Parts:
-  """What of a tree of weights lies on each device."""
-
-  def __init__(self, mesh: AbstractMesh, rules: partitioning.Rules, axes: PyTree):
-    self._mesh = mesh
-    self._rules = rules
-    self._axes = {
-        jax.tree_util.keystr(path): tuple(spec)
-        for path, spec in jax.tree_util.tree_flatten_with_path(
-            axes, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
-        )[0]
-    }
-
-  def bytes(self, tree: PyTree) -> int:
-    """Bytes of the tree on a device; what has no axes, a prompt, is everywhere."""
-    total = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-      shape = leaf.shape
-      if axes := self._axes.get(jax.tree_util.keystr(path)):
-        place = partitioning.sharding(self._mesh, axes, shape, self._rules)
-        shape = place.shard_shape(shape)
-      total += math.prod(shape) * leaf.dtype.itemsize
-    return total
-
-
-def _config_of_device(config: T5Config, setting: Setting) -> T5Config:
-  """The sizes that a device computes with: its share of the heads, units and vocabulary."""
-  return dataclasses.replace(
-      config,
-      num_heads=setting.part('joined_kv', config.num_heads),
-      d_ff=setting.part('mlp', config.d_ff),
-      vocab_size=setting.part('vocab', config.vocab_size),
-  )
-
-
-def _bytes(tree: PyTree) -> int:
-  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _shown(size: float) -> str:

@@ -11,6 +11,10 @@ import jax
 
 _GIB = 2**30
 
+# Share of a device's memory that a run may plan with: the rest is the runtime's, and what
+# the estimate of the activations may be wrong by.
+_USABLE = 0.9
+
 # Name → GiB of memory, and dense bfloat16 TFLOP/s, by the makers' data sheets; None where
 # there are no units for bfloat16.
 _GPUS = {
@@ -56,6 +60,11 @@ class Target:
   flops: float | None
   kind: str
   slices: int = 1
+
+  @property
+  def usable(self) -> float:
+    """Bytes of each that a run may plan with."""
+    return _USABLE * self.memory
 
   @property
   def of_slice(self) -> int:

@@ -37,6 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get('PTJ_SHARED', ROOT.parent / 'shared'))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Files with slow tests come first, so that no processor waits for one at the end."""
+  slow = {item.path for item in items if item.get_closest_marker('slow')}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 def _shared(folder: str) -> Path:
   path = SHARED / folder
   if not path.is_dir():

@@ -11,7 +11,7 @@ from jax.tree import leaves
 from tests.conftest import cpu_devices
 
 # Each line: devices, devices for a copy of the model, whether parameters are fully sharded.
-_MESHES = [(1, 1, False), (2, 1, False), (4, 2, False), (8, 8, False), (8, 2, True)]
+_MESHES = [(2, 1, False), (4, 2, False), (8, 8, False), (8, 2, True)]
 
 _PROGRAM = '''
 import json, sys

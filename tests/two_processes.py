@@ -33,51 +33,63 @@ def settings(backbone, cache_dir: str) -> dict:
   )
 
 
-def tune(backbone, folder: str, cache_dir: str) -> dict:
-  """Tunes a soft prompt, a prefix and the model, and uses the first; numbers as JSON has them."""
+def tune(backbone, folder: str, cache_dir: str, parts: list[str]) -> dict:
+  """Tunes what `parts` name, and uses the soft prompt; numbers as JSON has them.
+
+  `soft` is a soft prompt, `deep` a prefix, `model` the model; `use` ranks, generates and evaluates.
+  """
   shared = settings(backbone, cache_dir)
-  soft = ptj.train(
-      method=ptj.SoftPrompt(3, initializers.class_labels(['cat', 'dog'], backbone)),
-      train_steps=3,
-      model_dir=f'{folder}/soft',
-      **shared,
-  )
-  deep = ptj.train(
-      method=DeepPrompt(2, keys_values_init=initializers.keys_values_of('red cat', backbone)),
-      trainable=adam(1e-3),
-      train_steps=1,
-      model_dir=f'{folder}/deep',
-      **shared,
-  )
-  model = ptj.train(
-      trainable={'backbone': adafactor(1e-3)}, train_steps=2, model_dir=f'{folder}/model', **shared
-  )
-  ranked = ptj.rank(backbone, soft.prompt, TEXTS, ['yes', 'no'])
-  sampled = dict(decode='sample', temperature=0.8, max_length=3, seed=4)
-  evaluated = ptj.evaluate(
-      backbone,
-      soft.prompt,
-      TASK,
-      cache_dir=cache_dir,
-      batch_size=4,
-      method='generate',
-      decoding=Decoding(strategy='sample', temperature=0.8, max_length=3, seed=4),
-      progress=False,
-  )
-  return {
-      'soft': np.asarray(soft.prompt.injection.virtual_embeddings).tolist(),
-      'deep': [np.asarray(x).tolist() for x in jax.tree.leaves(deep.prompt.injection)],
-      'model': [
-          partitioning.whole(x)[..., :5].tolist() for x in jax.tree.leaves(model.params)
-      ],
-      'metrics': [soft.metrics, deep.metrics, model.metrics, evaluated.metrics],
-      'scores': [answer.scores for answer in ranked],
-      'texts': [
-          *ptj.generate(backbone, soft.prompt, TEXTS, max_length=4, batch_size=2),
-          *ptj.generate(backbone, soft.prompt, TEXTS, **sampled),
-          *(prediction['prediction_text'] for prediction in evaluated.predictions),
-      ],
-  }
+  found, metrics = {}, {}
+  if 'soft' in parts:
+    soft = ptj.train(
+        method=ptj.SoftPrompt(3, initializers.class_labels(['cat', 'dog'], backbone)),
+        train_steps=3,
+        model_dir=f'{folder}/soft',
+        **shared,
+    )
+    found['soft'] = np.asarray(soft.prompt.injection.virtual_embeddings).tolist()
+    metrics['soft'] = soft.metrics
+  if 'deep' in parts:
+    deep = ptj.train(
+        method=DeepPrompt(2, keys_values_init=initializers.keys_values_of('red cat', backbone)),
+        trainable=adam(1e-3),
+        train_steps=1,
+        model_dir=f'{folder}/deep',
+        **shared,
+    )
+    found['deep'] = [np.asarray(x).tolist() for x in jax.tree.leaves(deep.prompt.injection)]
+    metrics['deep'] = deep.metrics
+  if 'model' in parts:
+    model = ptj.train(
+        trainable={'backbone': adafactor(1e-3)},
+        train_steps=2,
+        model_dir=f'{folder}/model',
+        **shared,
+    )
+    found['model'] = [
+        partitioning.whole(x)[..., :5].tolist() for x in jax.tree.leaves(model.params)
+    ]
+    metrics['model'] = model.metrics
+  if 'use' in parts:
+    evaluated = ptj.evaluate(
+        backbone,
+        soft.prompt,
+        TASK,
+        cache_dir=cache_dir,
+        batch_size=4,
+        method='generate',
+        decoding=Decoding(strategy='sample', temperature=0.8, max_length=3, seed=4),
+        progress=False,
+    )
+    sampled = dict(decode='sample', temperature=0.8, max_length=3, seed=4)
+    found['use'] = [a.scores for a in ptj.rank(backbone, soft.prompt, TEXTS, ['yes', 'no'])]
+    found['texts'] = [
+        *ptj.generate(backbone, soft.prompt, TEXTS, max_length=4, batch_size=2),
+        *ptj.generate(backbone, soft.prompt, TEXTS, **sampled),
+        *(prediction['prediction_text'] for prediction in evaluated.predictions),
+    ]
+    metrics['use'] = evaluated.metrics
+  return found | {'metrics': metrics}
 
 
 def go_on(backbone, folder: str, cache_dir: str, steps: int) -> list:
@@ -96,7 +108,7 @@ def main() -> None:
   index, port, given = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
   processes.join(f'localhost:{port}', 2, index)
   found = {}
-  for model, fully in given['meshes']:
+  for model, fully, parts in given['meshes']:
     backbone = ptj.load_backbone(
         given['backbone_dir'],
         mesh=partitioning.make_mesh(model),
@@ -104,7 +116,7 @@ def main() -> None:
     )
     # A folder of each process's own: what the other would need of it has to be sent.
     folder = os.path.join(given['folder'], str(index), f'{model}-{fully}')
-    found[f'{model}-{fully}'] = tune(backbone, folder, given['cache_dir'])
+    found[f'{model}-{fully}'] = tune(backbone, folder, given['cache_dir'], parts)
   folder = given['folder']
   backbone = ptj.load_backbone(given['backbone_dir'], mesh=partitioning.make_mesh(2))
   going = [(f'{folder}/{index}/two_then_one', 2), (given['one_then_two'][index], 4)]

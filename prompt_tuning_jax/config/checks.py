@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from prompt_tuning_jax import initializers, partitioning, plan, targets
+from prompt_tuning_jax import initializers, partitioning, plan, plan_device, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.config import errors
@@ -396,7 +396,7 @@ def _check_plan(
   found = targets.parse(target)
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
   plan.check_divides(found, num_partitions, batch_size, microbatches)
-  mesh = plan.mesh_of(found, num_partitions)
+  mesh = plan_device.mesh_of(found, num_partitions)
   return _notes_on_mesh(mesh, backbone.rules, backbone.module)
 
 

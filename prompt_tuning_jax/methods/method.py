@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning_jax.typing import BackboneSpec, Injection, PyTree
+from prompt_tuning_jax.typing import BackboneSpec, Batch, Injection, PyTree
 
 
 class Method(nn.Module):
@@ -77,6 +77,19 @@ def shapes(method: Method, spec: BackboneSpec) -> tuple[PyTree, Injection]:
     return params, without_weights.apply({'params': params}, spec)
 
   return jax.eval_shape(init_and_apply, jax.random.key(0))
+
+
+def batch_shapes(method: Method | None, rows: int, input_length: int, target_length: int) -> Batch:
+  """Shapes of a batch with the virtual tokens of a method."""
+
+  def tokens(length: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+  if method is not None:
+    input_length += method.num_virtual_tokens
+    target_length += method.num_decoder_virtual_tokens
+  targets_BT = tokens(target_length)
+  return Batch(tokens(input_length), targets_BT, targets_BT, targets_BT)
 
 
 def without_initializers(method: Method) -> Method:

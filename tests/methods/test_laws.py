@@ -19,7 +19,7 @@ from prompt_tuning_jax.methods.layer_prompt import LayerPrompt
 from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
-from prompt_tuning_jax.plan import count_flops
+from prompt_tuning_jax.plan_compiled import count_flops
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import adamw
 from prompt_tuning_jax.training.step import TrainState, loss_and_grad, make_train_step

@@ -9,7 +9,7 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
-from prompt_tuning_jax.plan import count_flops
+from prompt_tuning_jax.plan_compiled import count_flops
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.optimizers import adafactor, adamw, muon, warmup_linear
