@@ -519,6 +519,7 @@ def _sweep_arguments(
   from prompt_tuning_jax.config import sweeping
 
   runs, notes = sweeping.runs_of(kwargs['grid'], options.gin_file, bindings, paths)
+  sweeping.check_sources(runs)
   return {'grid': runs, 'model_dir': kwargs['model_dir']}, notes
 
 
@@ -566,7 +567,9 @@ def _macros_and_recipes(name: str) -> str:
     if about:
       lines.append(f'      {about.meaning}')
   overlays = [file for file in config.packaged_files() if is_overlay(root / file)]
+  sweeps = config.packaged_files('sweeps') if name == 'sweep' else []
   for title, files in (
+      *([('grids (--gin_file=sweeps/NAME, behind a recipe)', sweeps)] if sweeps else []),
       ('recipes (--gin_file=NAME)', config.packaged_files('recipes')),
       ('overlays (--gin_file=NAME as well; read after all others wherever named)', overlays),
   ):

@@ -310,7 +310,9 @@ def kept_config(model_dir: str, text: str) -> Iterator[None]:
         file.write(text)
       os.replace(path + '.tmp', path)
 
-  if not os.path.exists(os.path.join(model_dir, 'run.json')):
+  # What a run, and what a sweep leaves.
+  holds = ('run.json', 'results.jsonl')
+  if not any(os.path.exists(os.path.join(model_dir, name)) for name in holds):
     # Where the folder cannot be written, the run itself has more to say about it.
     with contextlib.suppress(OSError):
       write()

@@ -258,6 +258,15 @@ def _packed(
   return rows, of_row, f', of {batch_size} packed examples of the longest'
 
 
+def plan_here(*, backbone: Backbone, **run: Any) -> Plan:
+  """`plan` for the devices of this machine, as the backbone lies on them."""
+  here, mesh = targets.parse('here'), backbone.mesh
+  if mesh is None:
+    here = dataclasses.replace(here, count=1)
+  partitions = 1 if mesh is None else mesh.shape['model']
+  return plan(backbone=backbone, target=here, num_partitions=partitions, **run)
+
+
 def check_memory(*, backbone: Backbone, **run: Any) -> None:
   """Looks whether a run fits on this machine's devices, before its weights are read.
 
@@ -272,18 +281,14 @@ def check_memory(*, backbone: Backbone, **run: Any) -> None:
   known = targets.memory_here() is not None
   if not known and jax.default_backend() != 'cpu':
     return
-  mesh = backbone.mesh
-  here = targets.parse('here')
-  if _at_most(backbone, **run) < here.memory:
+  memory = targets.parse('here').memory
+  if _at_most(backbone, **run) < memory:
     return
-  if mesh is None:
-    here = dataclasses.replace(here, count=1)
-  partitions = 1 if mesh is None else mesh.shape['model']
-  found = plan(backbone=backbone, target=here, num_partitions=partitions, **run)
-  if found.total <= here.memory:
+  found = plan_here(backbone=backbone, **run)
+  if found.total <= memory:
     return
   message = f'The devices of this machine are too small for this run:\n{found}'
-  if known and found.weights + found.state > here.memory:
+  if known and found.weights + found.state > memory:
     raise MemoryError(message)
   warnings.warn(f'{message}\nIt is tried all the same.', stacklevel=2)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from prompt_tuning_jax.jsonl import read_jsonl
 RESULTS = 'results.jsonl'
 
 # Over these settings means are taken.
-_SEEDS = ('RANDOM_SEED', 'random_seed')
+SEEDS = ('RANDOM_SEED', 'random_seed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class SweepResult:
     for record in self.records:
       for name, value in record['settings'].items():
         values.setdefault(name, {})[value] = None
-    return {name: list(found) for name, found in values.items() if name not in _SEEDS}
+    return {name: list(found) for name, found in values.items() if name not in SEEDS}
 
   @property
   def metrics(self) -> list[str]:
@@ -130,20 +131,31 @@ class SweepResult:
     if any(cell.runs > 1 for cell in cells):
       notes.append('± is the standard deviation of the sample, over seeds.')
     if stopped := [record for record in self.records if record['stopped_at'] is not None]:
-      named = ', '.join(f'{r["run"]} at step {r["stopped_at"]}' for r in stopped)
+      # Where all runs of a program did, it is not known when each of them did.
+      named = ', '.join(
+          r['run'] + (f' at step {r["stopped_at"]}' if r['stopped_at'] else '') for r in stopped
+      )
       notes.append(
-          f'Went out of bounds, and count with their last good state: {named}.'
+          f'Went out of bounds, and count with what was measured before: {named}.'
       )
     table = screen.table(rows, numbers=numbers)
     return '\n'.join([table, *(['', *notes] if notes else [])])
 
   def write(self, folder: str | os.PathLike[str]) -> None:
-    """Writes `table.md`, and `sweep.png` where matplotlib is installed."""
+    """Writes `table.md`, and `sweep.png` where anything was measured and matplotlib is there."""
     with written_whole(os.path.join(folder, 'table.md')) as unfinished:
       Path(unfinished).write_text(f'{self!r}\n', encoding='utf-8')
+    if not self.metrics:
+      warnings.warn('No run of the sweep was measured: there is nothing to draw.', stacklevel=2)
+      return
     try:
       import matplotlib  # noqa: F401
     except ImportError:
+      warnings.warn(
+          f'sweep.png needs matplotlib: pip install matplotlib, then prompt-tuning sweep '
+          f'--report={folder}.',
+          stacklevel=2,
+      )
       return
     self.plot(os.path.join(folder, 'sweep.png'))
 

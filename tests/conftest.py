@@ -103,21 +103,6 @@ def backbone_dir(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope='session')
-def _ladder_dir(tmp_path_factory) -> str:
-  folder = tmp_path_factory.mktemp('ladder')
-  for steps in (0, 100, 200, 400, 800):
-    name = 'backbone' if steps == 800 else f'backbone_{steps}'
-    saved_backbone.save(folder / 'pico' / name, adaptation_steps=steps)
-  return str(folder)
-
-
-@pytest.fixture
-def pico(_ladder_dir, monkeypatch):
-  """A random model is found by the name of pico, at the steps at which adapt_pico keeps it."""
-  monkeypatch.setenv('PTJ_LADDER_DIR', _ladder_dir)
-
-
-@pytest.fixture(scope='session')
 def golden() -> Path:
   """Recorded values of the original implementations."""
   return _shared('golden')

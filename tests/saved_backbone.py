@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -15,7 +14,7 @@ from prompt_tuning_jax.data.vocabulary import Vocabulary
 VOCABULARY = Path(prompt_tuning_jax.__file__).parent / 'zoo' / 'nano' / 'spiece.model'
 
 
-def save(folder: Path, seed: int = 0, **metadata: Any) -> str:
+def save(folder: Path, seed: int = 0) -> str:
   """Writes the backbone to `folder` and returns it as a string."""
   config = T5Config(
       vocab_size=4224,
@@ -27,7 +26,5 @@ def save(folder: Path, seed: int = 0, **metadata: Any) -> str:
       num_decoder_layers=2,
   )
   params = T5(config).init_params(jax.random.key(seed))
-  native.save_backbone(
-      str(folder), config, params, Vocabulary(VOCABULARY), dtype='float32', metadata=metadata
-  )
+  native.save_backbone(str(folder), config, params, Vocabulary(VOCABULARY), dtype='float32')
   return str(folder)

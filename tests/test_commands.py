@@ -232,8 +232,9 @@ def test_a_new_run_has_its_configuration_from_the_start(tmp_path):
     assert _config(tmp_path / 'run') == 'A = 1\n'
 
 
-def test_a_refused_run_leaves_the_configuration_of_the_one_before(tmp_path):
-  (tmp_path / 'run.json').write_text('{}')
+@pytest.mark.parametrize('what_it_left', ['run.json', 'results.jsonl'])
+def test_a_refused_run_leaves_the_configuration_of_the_one_before(tmp_path, what_it_left):
+  (tmp_path / what_it_left).write_text('{}')
   (tmp_path / 'config.gin').write_text('A = 1\n')
   with pytest.raises(ValueError), commands.kept_config(str(tmp_path), 'A = 2\n'):
     raise ValueError('MODEL_DIR holds another run')

@@ -38,12 +38,13 @@ def test_there_are_commands_to_try():
 
 @pytest.fixture
 def demo_prompt(tmp_path):
-  """What the README's first command leaves behind."""
-  (tmp_path / 'demo').mkdir()
+  """What the README's first command leaves behind, and its sweep over seeds."""
   backbone = ptj.load_backbone('nano')
   injection = Injection(virtual_embeddings=jnp.ones((20, backbone.spec.d_model)))
-  path = tmp_path / 'demo' / 'prompt.safetensors'
-  ptj.save_prompt(path, injection, backbone=backbone)
+  for run in ('demo', 'seeds/runs/RANDOM_SEED=0', 'seeds/runs/RANDOM_SEED=1'):
+    path = tmp_path / run / 'prompt.safetensors'
+    path.parent.mkdir(parents=True)
+    ptj.save_prompt(path, injection, backbone=backbone)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def official_files(tmp_path):
   write_official(tmp_path, 'CB/train.jsonl', lines)
 
 
-@pytest.mark.usefixtures('elsewhere', 'demo_prompt', 'official_files', 'pico')
+@pytest.mark.usefixtures('elsewhere', 'demo_prompt', 'official_files')
 @pytest.mark.parametrize('command', _commands())
 def test_a_command_runs_dry_as_it_is_written(command, tmp_path, capsys):
   argv = shlex.split(command.replace('/tmp/', f'{tmp_path}/'))

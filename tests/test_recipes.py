@@ -84,7 +84,6 @@ def test_a_recipe_runs_dry_with_nothing_but_a_folder_to_write_to(
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.usefixtures('pico')
 @pytest.mark.parametrize('name', config.packaged_files('sweeps'))
 def test_a_sweep_runs_dry_as_its_header_says(name, tmp_path, capsys):
   header = _header(name).replace('\\\n#', ' ')

@@ -100,3 +100,11 @@ def test_the_table_says_how_large_the_models_are(over_sizes, tmp_path):
   )
   SweepResult.read(tmp_path).write(tmp_path)
   assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_where_nothing_was_measured_there_is_a_table_and_no_picture(tmp_path):
+  result = SweepResult([record(825_344, 0, MODEL='pico') | {'metrics': {}, 'stopped_at': 3}])
+  with pytest.warns(UserWarning, match='No run of the sweep was measured'):
+    result.write(tmp_path)
+  assert 'Went out of bounds' in (tmp_path / 'table.md').read_text()
+  assert not (tmp_path / 'sweep.png').exists()

@@ -84,12 +84,13 @@ def steps_beside(path: str) -> list[int]:
   )
 
 
-def at_step(path: str, steps: int, others: Sequence[int] = ()) -> str:
+def at_step(path: str, steps: int, name: str = '', others: Sequence[int] = ()) -> str:
   """The directory of a backbone after fewer steps of adaptation than the one at a path.
 
   Args:
     path: what `adapt` ended with: `backbone` in its MODEL_DIR, or a packaged model's directory.
     steps: how many steps of it.
+    name: its name, where it is a model of the ladder; the error says how to make it.
     others: steps that are known elsewhere, for the error.
 
   Raises:
@@ -106,6 +107,7 @@ def at_step(path: str, steps: int, others: Sequence[int] = ()) -> str:
       f'ADAPTATION_STEPS is {steps}, but {path} was not kept after so many: there is no '
       f'{beside}. It was after {", ".join(map(str, known)) or "no number that is known"}. '
       '`adapt` keeps it at BACKBONE_STEPS, as backbone_<step> in its MODEL_DIR.'
+      + (f' {how_to_make(name)}' if is_name(name) else '')
   )
 
 

@@ -228,7 +228,7 @@ def after_adaptation(where: str | os.PathLike[str], steps: int) -> str:
   known = [other for other in available() if re.fullmatch(rf'{name}_\d+', other)]
   if f'{name}_{steps}' in known:
     return f'{name}_{steps}'
-  return ladder.at_step(path, steps, [int(other.rpartition('_')[2]) for other in known])
+  return ladder.at_step(path, steps, name, [int(other.rpartition('_')[2]) for other in known])
 
 
 def available() -> list[str]:

@@ -82,6 +82,20 @@ def runs_of(
   return runs, notes
 
 
+def check_sources(runs: Sequence[SweepRun]) -> None:
+  """Looks for the tasks of all runs before the first of them is trained.
+
+  Raises:
+    ValueError, ImportError: if there is no such task.
+  """
+  looked_for = set()
+  for run in runs:
+    tasks = repr([run.arguments.get(name) for name in ('task', 'eval_task', 'eval_split')])
+    if tasks not in looked_for:
+      checks.check_sources('train', run.arguments)
+      looked_for.add(tasks)
+
+
 def _settings(grid: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
   """The macros, and the names in `FILE_AXES`, that a point sets, with their values."""
   settings: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """What a run is, as plain JSON values, so that two runs can be told apart.
 
 Optimisers, schedules and initialisers are functions that other functions made. What
-they do lies in the variables they close over, so these are what is described; numbers
-written out in the body of a function are not seen. Nothing described differs between
-two identical runs: no addresses, no times.
+they do lies in the variables they close over, so these are what is described, and of a lambda,
+which has no name of its own, the constants in its body. Nothing described differs between two
+identical runs: no addresses, no times.
 """
 
 from __future__ import annotations
@@ -112,13 +112,17 @@ def _variables(function: Callable[..., Any]) -> dict[str, Any]:
   if inspect.ismethod(function):
     return dict(getattr(function.__self__, '__dict__', {}))
   function = inspect.unwrap(function)
-  names = getattr(getattr(function, '__code__', None), 'co_freevars', ())
+  code = getattr(function, '__code__', None)
+  names = getattr(code, 'co_freevars', ())
   cells = getattr(function, '__closure__', None) or ()
   variables = {}
   for name, cell in zip(names, cells):
     # A variable that the maker never set is not there to be read.
     with contextlib.suppress(ValueError):
       variables[name] = cell.cell_contents
+  if getattr(code, 'co_name', '') == '<lambda>':
+    constants = [value for value in code.co_consts if isinstance(value, (int, float, str))]
+    variables |= {'constants': constants} if constants else {}
   return variables
 
 

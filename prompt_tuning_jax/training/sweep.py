@@ -31,9 +31,10 @@ from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
-from prompt_tuning_jax.sweep_report import RESULTS, SweepResult
+from prompt_tuning_jax.sweep_report import RESULTS, SEEDS, SweepResult
 from prompt_tuning_jax.training import together
 from prompt_tuning_jax.training.description import describe
+from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.train import joined, train
 
 
@@ -130,22 +131,29 @@ def sweep(
   if not runs:
     raise ValueError('A sweep of no runs: its grid has no points.')
   # Nothing is trained before all of them were looked at.
+  runs = distinct(runs)
   programs = programs_of(runs)
-  os.makedirs(os.path.join(model_dir, 'runs'), exist_ok=True)
-  results = _Results(model_dir, runs)
-  left = [[run for run in program if run.name not in results.done] for program in programs]
-  if progress and processes.is_main():
-    print(announced(programs, results.done), file=sys.stderr)
-  for program in filter(None, left):
-    start = time.monotonic()
-    try:
-      found = _train(program, model_dir, created_by=created_by, progress=progress)
-    except FloatingPointError as error:
-      # What is left of runs that all went out of bounds.
-      print(f'{", ".join(run.name for run in program)}: {error}', file=sys.stderr)
-      found = [{'step': None, 'metrics': {}, 'stopped_at': 0, 'prompt': None} for _ in program]
-    seconds = time.monotonic() - start
-    results.add(program, found, seconds)
+  with ModelDir(model_dir):
+    os.makedirs(os.path.join(model_dir, 'runs'), exist_ok=True)
+    results = _Results(model_dir, runs)
+    left = [[run for run in program if run.name not in results.done] for program in programs]
+    if progress and processes.is_main():
+      print(announced(programs, results.done), file=sys.stderr)
+    for program in filter(None, left):
+      start = time.monotonic()
+      try:
+        found = _train(program, model_dir, created_by=created_by, progress=progress)
+      except FloatingPointError as error:
+        # What is left of runs that all went out of bounds.
+        print(f'{", ".join(run.name for run in program)}: {error}', file=sys.stderr)
+        found = [{'step': None, 'metrics': {}, 'stopped_at': 0, 'prompt': None} for _ in program]
+      results.add(program, found, time.monotonic() - start)
+      _report(model_dir)
+    return _report(model_dir)
+
+
+def _report(model_dir: str) -> SweepResult:
+  """What has ended so far, written as table and plot."""
   result = SweepResult.read(model_dir)
   if processes.is_main():
     result.write(model_dir)
@@ -153,12 +161,14 @@ def sweep(
 
 
 def _runs(grid: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[SweepRun]:
+  def labels(values: Any) -> Any:
+    return list(map(_label, values)) if isinstance(values, (list, tuple)) else values
+
+  points = grid_points({name: labels(values) for name, values in grid.items()})
   labelled = {
-      name: dict(values) if isinstance(values, Mapping) else {_label(v): v for v in values}
+      name: values if isinstance(values, Mapping) else dict(zip(labels(values), values))
       for name, values in grid.items()
-      if isinstance(values, (Mapping, list, tuple))
   }
-  points = grid_points({n: list(labelled[n]) if n in labelled else v for n, v in grid.items()})
   # Of a backbone that is named there is one copy of the weights.
   opened = functools.cache(load_backbone)
   runs = []
@@ -175,6 +185,24 @@ def _label(value: Any) -> Any:
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
   return json.dumps(describe(value), sort_keys=True, default=str)
+
+
+def distinct(runs: Sequence[SweepRun]) -> list[SweepRun]:
+  """The runs without those that only a seed would tell apart, which they do not use.
+
+  Raises:
+    ValueError: if two are the same run although they differ in more.
+  """
+  found: dict[str, SweepRun] = {}
+  for run in runs:
+    first = found.setdefault(_sum(run), run)
+    different = [n for n, value in run.settings.items() if first.settings.get(n) != value]
+    if any(name not in SEEDS for name in different):
+      raise ValueError(
+          f'{first.name} and {run.name} are the same run: nothing in it depends on '
+          f'{", ".join(different)}, or a flag decides it for both. Leave one of them out.'
+      )
+  return list(found.values())
 
 
 def programs_of(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:

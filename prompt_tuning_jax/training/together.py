@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,10 @@ from prompt_tuning_jax.typing import Injection
 # Arguments of `train` in which the runs of one program may differ.
 OWN = ('method', 'trainable', 'random_seed')
 # Those that say nothing of what is trained.
-ASIDE = ('model_dir', 'created_by', 'progress', 'cache_dir', 'tfds_data_dir')
+ASIDE = (
+    'model_dir', 'created_by', 'progress', 'cache_dir', 'tfds_data_dir', 'eval_batch_size',
+    'log_period', 'checkpoint_period', 'keep_checkpoints',
+)  # fmt: skip
 
 
 def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,17 +143,18 @@ def train_together(
       [Trial(one['method'], one['trainable'], one['random_seed']) for one in values],
       backbone.spec,
   )
-  plan.check_memory(
-      backbone=backbone,
-      method=method,
-      trainable=values[0]['trainable'],
-      batch_size=shared['batch_size'] * len(runs),
-      lengths='pack',
+  planned = {
+      'backbone': backbone,
+      'method': method,
+      'trainable': values[0]['trainable'],
+      'lengths': 'pack',
       **{
           name: shared[name]
           for name in ('feature_lengths', 'packed_length', 'microbatches', 'dropout_rate')
       },
-  )
+  }
+  at_once = runs_at_once(len(runs), shared['batch_size'], planned)
+  plan.check_memory(batch_size=at_once * shared['batch_size'], **planned)
   saver = StateSaver(model_dir, keep=shared['keep_checkpoints'])
   periods = loop.LoopConfig(
       shared['train_steps'],
@@ -172,7 +177,10 @@ def train_together(
         for name in ('task_module', 'tfds_data_dir', 'cache_dir', 'target_prefix')
     }
     tasks = load_task_or_mixture(shared['task'], 'train', backbone.vocabulary, **load)
-    batches = _batches(values, tasks, trials, backbone)
+    batches = _batches(values, tasks, trials, backbone, at_once)
+    if shared['dropout_rate'] or trials.have_dropout:
+      # Each part of a batch has masks of its own.
+      folder.claim(description | {'microbatches': batches.microbatches})
     evaluators = _evaluators(values, backbone, load)
     if shared['best_metric'] is not None:
       check_metric(shared['best_metric'], metric_names(evaluators[0]))
@@ -189,6 +197,7 @@ def train_together(
               'task': shared['task'] if isinstance(shared['task'], str) else shared['task'].name,
               'feature_lengths': shared['feature_lengths'],
               'target_prefix': shared['target_prefix'] or '',
+              'weights': backbone.held_as,
           },
           prompt_path=prompt_paths[number],
           backbone_path=None,
@@ -196,7 +205,8 @@ def train_together(
       )
 
     best = _Best(shared['best_metric'], shared['best_mode'], write)
-    _recall(best, prompt_paths)
+    if (restored := saver.latest()) is not None:
+      _recall(best, prompt_paths, restored.step)
 
     def evaluate(state: TrialsState) -> dict[str, float]:
       found = {}
@@ -221,7 +231,7 @@ def train_together(
         trials,
         backbone.module.clone(dropout_rate=shared['dropout_rate']),
         loss=loss,
-        microbatches=shared['microbatches'],
+        microbatches=batches.microbatches,
         seed=shared['random_seed'],
         placement=placement_of(state, backbone.mesh),
     )
@@ -249,7 +259,32 @@ def train_together(
     ]
 
 
-def _batches(values, tasks, trials: Trials, backbone: Backbone) -> TrialBatches:
+def runs_at_once(runs: int, batch_size: int, planned: Mapping[str, Any]) -> int:
+  """How many runs' rows a step computes at once; it takes the others after them.
+
+  As many as the devices have memory for: larger products keep an accelerator busy. On a CPU they
+  are no faster, so that it is one, and a step needs no more memory than that of a run alone.
+
+  Args:
+    runs: how many train together.
+    batch_size: examples of a batch of each.
+    planned: what `plan` takes of a run, but for its batch.
+  """
+  if jax.default_backend() == 'cpu':
+    return 1
+
+  def fits(count: int) -> bool:
+    found = plan.plan_here(batch_size=count * batch_size, **planned)
+    # It counts the state of one run.
+    return found.total + (runs - 1) * found.state <= found.target.usable
+
+  halves = itertools.takewhile(lambda n: n > 1, (-(-runs // 2**n) for n in itertools.count()))
+  return next(filter(fits, halves), 1)
+
+
+def _batches(
+    values, tasks, trials: Trials, backbone: Backbone, at_once: int
+) -> TrialBatches:
   shared = values[0]
   made: dict[tuple[int, int], TrainBatches] = {}
   of_trials = []
@@ -275,7 +310,9 @@ def _batches(values, tasks, trials: Trials, backbone: Backbone) -> TrialBatches:
       num_decoder_virtual_tokens=trials.num_decoder_virtual_tokens,
       feature_lengths=shared['feature_lengths'],
       packed_length=shared['packed_length'],
-      row_multiple=shared['microbatches'] * partitioning.count_of_parts(backbone.mesh),
+      at_once=at_once,
+      microbatches=shared['microbatches'],
+      row_multiple=partitioning.count_of_parts(backbone.mesh),
       process_index=share,
       process_count=shares,
   )
@@ -309,11 +346,13 @@ def _evaluators(values, backbone: Backbone, load) -> list[list[Evaluator]]:
   return [made[one['method'].num_virtual_tokens] for one in values]
 
 
-def _recall(best: _Best, prompt_paths: Sequence[str]) -> None:
-  """The best states that an earlier start of the same runs left as artifacts."""
+def _recall(best: _Best, prompt_paths: Sequence[str], step: int) -> None:
+  """The best states up to a step that an earlier start of the same runs left as artifacts.
+
+  What lies there without a state of these runs is of others, and later ones come again.
+  """
   for number, path in enumerate(prompt_paths):
-    if os.path.exists(path):
-      manifest = load_prompt(path).manifest
+    if os.path.exists(path) and (manifest := load_prompt(path).manifest).step <= step:
       best.of_trial[number] = Saved(manifest.step, path, dict(manifest.metrics))
 
 

@@ -234,35 +234,41 @@ def make_trials_step(
     module: nn.Module,
     *,
     loss: losses.LossConfig = losses.LossConfig(),
-    microbatches: int = 1,
+    microbatches: Sequence[int] = (1,),
     seed: int = 0,
     placement: tuple[Any, Any] | None = None,
-) -> Callable[[TrialsState, PyTree, Batch], tuple[TrialsState, dict[str, Any]]]:
+) -> Callable[[TrialsState, PyTree, Sequence[Batch]], tuple[TrialsState, dict[str, Any]]]:
   """Builds the compiled step of all trials; the state is donated.
 
   Args:
     trials: the trials.
     module: the backbone's module; its `dropout_rate` applies.
     loss: z-loss, smoothing and normalisation, of each trial's loss by itself.
-    microbatches: parts into which each batch is split to save memory.
+    microbatches: for each section of a batch, into how many parts it is split to save memory.
     seed: of dropout.
     placement: shardings of the state and of the metrics, on a mesh.
 
   Returns:
-    `(state, frozen, batch) → (state, metrics)`. Metrics are those of `make_train_step`, of the
-    trials that go on together, and under `trials` [K] for each by itself.
+    `(state, frozen, sections) → (state, metrics)`, with a Batch for each section. Metrics are
+    those of `make_train_step`, of the trials that go on together, and under `trials` [K] for
+    each by itself.
   """
   dropout = getattr(module, 'dropout_rate', 0.0) > 0.0 or trials.have_dropout
   counts = loss.normalizing_factor in ('AVERAGE_PER_SEQUENCE', 'NUM_REAL_TARGET_TOKENS')
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=placement)
-  def trials_step(state, frozen, batch):
-    weights_BT, factor = losses.weights_and_factor(batch, loss.normalizing_factor)
+  def trials_step(state, frozen, sections):
+    weights, factors = zip(
+        *(losses.weights_and_factor(batch, loss.normalizing_factor) for batch in sections)
+    )
 
     def of_trials(x_BT: Array, ids_B: Array) -> Array:
       return jax.ops.segment_sum(jnp.sum(x_BT, axis=-1), ids_B, trials.count)
 
-    factor_K = of_trials(weights_BT, batch.prompt_ids) if counts else jnp.full(trials.count, factor)
+    factor_K = jnp.full(trials.count, factors[0])
+    if counts:
+      ids = [batch.prompt_ids for batch in sections]
+      factor_K = sum(map(of_trials, weights, ids))
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
 
     def scaled_loss(trainable, batch, weights_BT, rng):
@@ -282,9 +288,20 @@ def make_trials_step(
       return jnp.sum(sums['loss'] / factor_K), sums
 
     gradient_of = jax.grad(scaled_loss, has_aux=True)
-    gradient, sums = accumulate(
-        gradient_of, state.trainable, batch, weights_BT, rng, microbatches
-    )
+    of_sections = [
+        accumulate(
+            gradient_of,
+            state.trainable,
+            batch,
+            weights_BT,
+            None if rng is None else jax.random.fold_in(rng, number),
+            parts,
+        )
+        for number, (batch, weights_BT, parts) in enumerate(
+            zip(sections, weights, microbatches, strict=True)
+        )
+    ]
+    gradient, sums = jax.tree.map(lambda *x: sum(x), *of_sections)
     with jax.named_scope('optimizer'):
       trainable, opt_state = trials.updated(gradient, state)
       norms_K = trials.of_each(optax.tree.norm, gradient)

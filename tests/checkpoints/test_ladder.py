@@ -90,8 +90,11 @@ def test_a_backbone_is_found_after_some_steps_of_adaptation(zoo):
   assert load_backbone(load.after_adaptation('micro', 0)).name == 'micro_0'
   for where in ('pico', 'micro', str(zoo / 'made/micro/backbone')):
     others = '100, 800' if where == 'pico' else '0, 50'
-    with pytest.raises(FileNotFoundError, match=f'was not kept after so many.* after {others}'):
+    with pytest.raises(
+        FileNotFoundError, match=f'was not kept after so many.* after {others}'
+    ) as refused:
       load.after_adaptation(where, 7)
+    assert (f'--gin_file=adapt_{where}' in str(refused.value)) == ladder.is_name(where)
   with pytest.raises(FileNotFoundError, match="No backbone 'nowhere'"):
     load.after_adaptation('nowhere', 0)
 

@@ -37,6 +37,8 @@ def _variants():
       lambda: adam(0.3, weight_decay=0.1),
       lambda: optax.chain(optax.clip(1.0), adafactor(0.3)),
       lambda: optax.chain(optax.clip(1.0), adafactor(0.1)),
+      lambda: optax.sgd(lambda step: 0.1),
+      lambda: optax.sgd(lambda step: 0.2),
       lambda: optax.MultiSteps(optax.sgd(0.1), 4),
       lambda: optax.MultiSteps(optax.sgd(0.1), 8),
       lambda: {'prompt': adafactor(0.3), 'backbone': adafactor(0.001)},

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_tuning_jax import plan
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.checkpoints.load import load_backbone
@@ -21,7 +24,7 @@ from prompt_tuning_jax.sweep_report import SweepResult
 from prompt_tuning_jax.training import loop, together
 from prompt_tuning_jax.training import sweep as sweep_lib
 from prompt_tuning_jax.training.optimizers import adafactor, adamw
-from prompt_tuning_jax.training.sweep import grid_points, sweep
+from prompt_tuning_jax.training.sweep import SweepRun, distinct, grid_points, sweep
 from prompt_tuning_jax.training.train import train
 from tests.conftest import assert_close
 from tests.training.conftest import CONFIG, FEATURE_LENGTHS
@@ -62,6 +65,20 @@ def test_a_grid_is_all_combinations():
   ):
     with pytest.raises(ValueError, match=message):
       grid_points(grid)
+
+
+def test_a_step_takes_as_many_runs_at_once_as_there_is_memory_for(monkeypatch):
+  # A CPU gains nothing by more.
+  assert together.runs_at_once(15, 32, {}) == 1
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for rows_that_fit, expected in ((1000, 15), (479, 8), (200, 4), (10, 1)):
+    # What trains is there for each of the 15 runs, whichever are computed.
+    target = types.SimpleNamespace(usable=15 + rows_that_fit)
+    plan_here = lambda batch_size: types.SimpleNamespace(
+        total=1 + batch_size, state=1, target=target
+    )
+    monkeypatch.setattr(plan, 'plan_here', plan_here)
+    assert together.runs_at_once(15, 32, {}) == expected
 
 
 @pytest.mark.slow
@@ -146,6 +163,36 @@ def test_a_sweep_goes_on_where_it_stopped_and_grows(settings, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_what_lies_in_the_folder_of_a_run_is_its_own_only_where_its_state_is(settings, tmp_path):
+  folder = tmp_path / 'sweep'
+  before = sweep(GRID, model_dir=str(folder), **settings)
+  os.unlink(folder / 'results.jsonl')
+  # Other runs of the same names: their program, and so the place of its state, is another.
+  grid = GRID | {'random_seed': [0, 1, 2]}
+  after = sweep(grid, model_dir=str(folder), **settings | {'train_steps': 4})
+  assert max(record['step'] for record in before.records) > 4
+  assert {record['step'] for record in after.records} == {4}
+  prompt = load_prompt(folder / after.records[0]['prompt'])
+  assert prompt.manifest.step == 4
+
+
+def test_points_that_are_the_same_run(settings):
+  def runs(grid, **more):
+    shared = {**settings, 'method': SoftPrompt(2), **more}
+    return [SweepRun(point, {**shared, **point}) for point in grid_points(grid)]
+
+  seeds = {'random_seed': [0, 1, 2]}
+  assert len(distinct(runs(seeds))) == 3
+  # No seed draws anything of a design without examples.
+  of_design = runs(seeds, design=PromptDesign('yes, no: {inputs}'))
+  assert distinct(of_design) == of_design[:1]
+  with pytest.raises(ValueError, match='log_period=1 and log_period=2 are the same run: nothing'):
+    distinct(runs({'log_period': [1, 2]}))
+  with pytest.raises(ValueError, match='random_seed has the value 0 more than once'):
+    sweep_lib._runs({'random_seed': [0, 0]}, settings)
+
+
+@pytest.mark.slow
 def test_what_cannot_share_a_program_runs_in_turn(settings, tmp_path):
   grid = {
       'method': {'prompt': SoftPrompt(2), 'longer': SoftPrompt(3), 'model': None},
@@ -192,7 +239,8 @@ def test_models_of_several_sizes_and_methods_in_one_sweep(settings, cache_dir, t
       'random_seed': [0, 1],
   }
   result = sweep(grid, model_dir=str(tmp_path / 'sweep'), method=SoftPrompt(2), **settings)
-  assert [record['together'] for record in result.records] == [2, 2, 1, 1, 2, 2, 1, 1]
+  # No seed draws anything of the design: it is there once.
+  assert [record['together'] for record in result.records] == [2, 2, 1, 2, 2, 1]
   for record in result.records:
     width, how, seed = record['settings'].values()
     assert record['parameters'] == backbones[width].num_params

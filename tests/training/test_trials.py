@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def batches_of(trial, tasks, backbone, **how):
   )
 
 
-def together(chosen, tasks, backbone, steps, mesh=None, **how):
+def together(chosen, tasks, backbone, steps, mesh=None, split=MappingProxyType({}), **how):
   """The metrics of each step, the last state, and the Trials."""
   trials = Trials(chosen, backbone.spec)
   batches = TrialBatches(
@@ -73,9 +74,10 @@ def together(chosen, tasks, backbone, steps, mesh=None, **how):
       num_virtual_tokens=trials.num_virtual_tokens,
       num_decoder_virtual_tokens=trials.num_decoder_virtual_tokens,
       feature_lengths=FEATURE_LENGTHS,
-      row_multiple=how.get('microbatches', 1) * partitioning.count_of_parts(mesh),
+      row_multiple=partitioning.count_of_parts(mesh),
+      **split,
   )
-  step = make_trials_step(trials, backbone.module, **how)
+  step = make_trials_step(trials, backbone.module, microbatches=batches.microbatches, **how)
   state, metrics = trials.placed_state(mesh), []
   placed = partitioning.PlacedBatches(batches, mesh)
   for number in range(steps):
@@ -136,10 +138,32 @@ def test_the_loss_of_each_is_normalised_by_itself(backbone, tasks, factor):
 def test_microbatches_and_a_mesh_change_nothing(backbone, tasks):
   chosen = trials_of(backbone)
   expected, _, _ = together(chosen, tasks, backbone, 4)
-  for how in ({'microbatches': 2}, {'mesh': partitioning.make_mesh()}):
+  for how in (
+      {'split': {'at_once': 1}},
+      {'split': {'microbatches': 2}},
+      {'mesh': partitioning.make_mesh()},
+  ):
     found, _, _ = together(chosen, tasks, backbone, 4, **how)
     for one, other in zip(found, expected):
       jax.tree.map(functools.partial(assert_close, relative=1e-4), one, other)
+
+
+def test_a_step_needs_the_memory_of_the_runs_at_once(backbone, tasks):
+  trials = Trials([Trial(SoftPrompt(4), adafactor(0.03), seed=n) for n in range(6)], backbone.spec)
+  needed = {}
+  for at_once in (1, 3, 6):
+    batches = TrialBatches(
+        [batches_of(trial, tasks, backbone) for trial in trials_of(backbone)[:1] * 6],
+        vocab_size=backbone.spec.vocab_size,
+        num_virtual_tokens=4,
+        feature_lengths=FEATURE_LENGTHS,
+        at_once=at_once,
+    )
+    assert batches.microbatches == (6 // at_once,)
+    step = make_trials_step(trials, backbone.module, microbatches=batches.microbatches)
+    lowered = step.lower(trials.placed_state(None), {'backbone': backbone.params}, batches[0])
+    needed[at_once] = lowered.compile().memory_analysis().temp_size_in_bytes
+  assert needed[1] < needed[3] / 2 < needed[6] / 3
 
 
 @pytest.mark.parametrize(
@@ -186,13 +210,14 @@ def test_every_batch_holds_each_trial_s_examples_in_rows_of_its_own(backbone, ta
   batches = TrialBatches(of_trials, **how)
   parts = [TrialBatches(of_trials, **how, process_index=i, process_count=2) for i in range(2)]
   for number in range(3):
-    batch = batches[number]
+    sections = batches[number]
     joined = jax.tree.map(
         lambda *x: np.concatenate(x), *(part[number] for part in parts)
     )
     jax.tree.map(np.testing.assert_array_equal, joined, TrialBatches(
         of_trials, **how, row_multiple=2)[number])  # fmt: skip
     for trial, of_trial in enumerate(of_trials):
+      (batch,) = (batch for batch in sections if trial in batch.prompt_ids)
       rows = batch.prompt_ids == trial
       tokens = batch.encoder_input_tokens[rows]
       virtual = tokens[tokens >= backbone.spec.vocab_size] - backbone.spec.vocab_size
