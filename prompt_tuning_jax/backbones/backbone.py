@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -72,6 +74,21 @@ class Backbone:
   def held_as(self) -> str:
     """Type the weights are held in, which decides their numbers."""
     return self.param_dtype or jnp.dtype(self.module.dtype).name
+
+  def description(self) -> dict[str, Any]:
+    """What decides the numbers that it computes, as JSON values."""
+    return {
+        'backbone_fingerprint': self.fingerprint,
+        'vocabulary': None if self.vocabulary is None else self.vocabulary.fingerprint,
+        'architecture': dataclasses.asdict(self.module.config),
+        'dtype': jnp.dtype(self.module.dtype).name,
+        'weights': self.held_as,
+        'attention': getattr(self.module, 'attention', ''),
+    }
+
+  def let_go(self) -> None:
+    """Forgets the weights, which are read again when they are asked for."""
+    self.__dict__.pop('params', None)
 
   @property
   def spec(self) -> BackboneSpec:

@@ -261,7 +261,7 @@ class _Log:
     fetched = jax.device_get([metrics for _, metrics in self._pending])
     self._seconds += time.perf_counter() - waited
     if not (all(math.isfinite(m['loss']) for m in fetched) and is_finite(state.trainable)):
-      raise processes.shared(FloatingPointError(self._explain(steps, fetched)))
+      raise processes.shared(self._out_of_bounds(steps, fetched))
     summary = self._summarize(fetched)
     summary['train/steps_per_second'] = len(fetched) / self._seconds
     if self._source_name is not None:
@@ -279,8 +279,8 @@ class _Log:
     if self._writer is not None:
       self._writer.write(step, metrics)
 
-  def _explain(self, steps: list[int], fetched: list[dict]) -> str:
-    """Which step went wrong: the first whose loss or gradient is not finite."""
+  def _out_of_bounds(self, steps: list[int], fetched: list[dict]) -> FloatingPointError:
+    """Which step went wrong: the first whose loss or gradient is not finite, also as `step`."""
     step, metrics = next(
         (
             (step, m)
@@ -291,13 +291,15 @@ class _Log:
     )
     source = f' (of {self._source_name(step - 1)})' if self._source_name else ''
     kept = self._saver.latest()
-    return (
+    error = FloatingPointError(
         f'Step {step} went out of bounds: its loss is {metrics["loss"]:g}, the norm of its '
         f'gradient {metrics["gradient_norm"]:g}, its batch is batches[{step - 1}]{source}. '
         + (f'The last good state is {kept.path}. ' if kept else 'No state was saved yet. ')
         + 'Start again in another MODEL_DIR with a lower learning rate or another '
         'RANDOM_SEED.'
     )
+    error.step = step
+    return error
 
 
 def summary_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -23,18 +23,23 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import processes
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.checkpoints.source import read_json, written_whole
 from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.evaluation.evaluate import evaluate
+from prompt_tuning_jax.export import export
 from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
 from prompt_tuning_jax.sweep_report import RESULTS, SEEDS, SweepResult
 from prompt_tuning_jax.training import together
-from prompt_tuning_jax.training.description import describe
+from prompt_tuning_jax.training.description import describe, differences
 from prompt_tuning_jax.training.model_dir import ModelDir
+from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.train import joined, train
 
 
@@ -110,9 +115,9 @@ def sweep(
     grid: argument of `train` → its values: a list, or a dict from what tables show to the
       value ({'MLP': PTuning(…)}); or the runs themselves. Values of `backbone` may be names, and
       those of `design` are evaluated without training, but for None.
-    model_dir: folder of the sweep: `results.jsonl`, `table.md`, `sweep.png`, and in `runs/`
-      the artifact of each run. Run again, the same sweep goes on where it stopped, and one
-      with more points trains those.
+    model_dir: folder of the sweep: `results.jsonl`, `sweep.json` (what each run was),
+      `table.md`, `sweep.png`, and in `runs/` the artifact of each run. Run again, the same
+      sweep goes on where it stopped, and one with more points trains those.
     created_by: the command, for the artifacts' manifests.
     progress: whether to show what is trained and the progress lines.
     **arguments: the arguments of `train` that all runs have.
@@ -139,25 +144,22 @@ def sweep(
     left = [[run for run in program if run.name not in results.done] for program in programs]
     if progress and processes.is_main():
       print(announced(programs, results.done), file=sys.stderr)
-    for program in filter(None, left):
+    left = list(filter(None, left))
+    for number, program in enumerate(left):
       start = time.monotonic()
-      try:
-        found = _train(program, model_dir, created_by=created_by, progress=progress)
-      except FloatingPointError as error:
-        # What is left of runs that all went out of bounds.
-        print(f'{", ".join(run.name for run in program)}: {error}', file=sys.stderr)
-        found = [{'step': None, 'metrics': {}, 'stopped_at': 0, 'prompt': None} for _ in program]
+      found = _train(program, model_dir, created_by=created_by, progress=progress)
       results.add(program, found, time.monotonic() - start)
-      _report(model_dir)
-    return _report(model_dir)
+      result = results.report()
+      _let_go(program, left[number + 1 :])
+    return result if left else results.report()
 
 
-def _report(model_dir: str) -> SweepResult:
-  """What has ended so far, written as table and plot."""
-  result = SweepResult.read(model_dir)
-  if processes.is_main():
-    result.write(model_dir)
-  return result
+def _let_go(program: Sequence[SweepRun], later: Sequence[Sequence[SweepRun]]) -> None:
+  """Makes room for other models, where the one of a program is done with."""
+  backbone = program[0].values['backbone']
+  needed = [run.values['backbone'] for runs in later for run in runs]
+  if needed and all(backbone is not other for other in needed):
+    backbone.let_go()
 
 
 def _runs(grid: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[SweepRun]:
@@ -195,7 +197,7 @@ def distinct(runs: Sequence[SweepRun]) -> list[SweepRun]:
   """
   found: dict[str, SweepRun] = {}
   for run in runs:
-    first = found.setdefault(_sum(run), run)
+    first = found.setdefault(_sum(_description(run)), run)
     different = [n for n, value in run.settings.items() if first.settings.get(n) != value]
     if any(name not in SEEDS for name in different):
       raise ValueError(
@@ -229,11 +231,7 @@ def _train(
     metrics = _evaluated(program[0], progress=how['progress'])
     return [{'step': 0, 'metrics': metrics, 'stopped_at': None, 'prompt': None}]
   if len(program) == 1:
-    result = train(**{**program[0].values, 'model_dir': folders[0], **how})
-    path = os.path.relpath(result.path, model_dir)
-    return [
-        {'step': result.step, 'metrics': result.metrics, 'stopped_at': None, 'prompt': path}
-    ]
+    return [_train_alone(program[0], folders[0], model_dir, **how)]
   names = [run.name for run in program]
   # A sweep that got more points since trains what is left in another folder.
   number = hashlib.sha256('\n'.join(names).encode()).hexdigest()[:8]
@@ -246,9 +244,39 @@ def _train(
       **how,
   )
   return [
-      result | {'prompt': os.path.relpath(path, model_dir)}
+      result | {'prompt': None if result['step'] is None else os.path.relpath(path, model_dir)}
       for result, path in zip(found, paths, strict=True)
   ]
+
+
+def _train_alone(run: SweepRun, folder: str, model_dir: str, **how: Any) -> dict[str, Any]:
+  """Trains one run; what it ended with, or what was measured before it went out of bounds."""
+  values = run.values
+  try:
+    result = train(**{**values, 'model_dir': folder, **how})
+    step, metrics, path, stopped_at = result.step, result.metrics, result.path, None
+  except FloatingPointError as error:
+    warnings.warn(f'{run.name}: {error}', stacklevel=2)
+    step, metrics, path, stopped_at = None, {}, None, error.step
+    chosen = {name: values[name] for name in ('best_metric', 'best_mode')}
+    saver = StateSaver(folder, **chosen)
+    if saved := saver.best() or saver.latest():
+      step, metrics = saved.step, saved.metrics
+      path = export(
+          backbone=values['backbone'],
+          checkpoint_path=folder,
+          output=os.path.join(folder, 'prompt.safetensors' if values['method'] else 'backbone'),
+          method=values['method'],
+          trainable=values['trainable'],
+          created_by=how['created_by'],
+          **chosen,
+      )
+  return {
+      'step': step,
+      'metrics': metrics,
+      'stopped_at': stopped_at,
+      'prompt': path and os.path.relpath(path, model_dir),
+  }
 
 
 # What the arguments of `train` say of an evaluation.
@@ -281,29 +309,42 @@ def _evaluated(run: SweepRun, *, progress: bool) -> dict[str, float]:
 
 
 class _Results:
-  """`results.jsonl`: a line for each run that has ended.
+  """`results.jsonl`: a line for each run that has ended; `sweep.json`: what each of them was.
 
   Attributes:
     done: names of the runs that have.
   """
 
   def __init__(self, model_dir: str, runs: Sequence[SweepRun]):
+    self._model_dir = model_dir
     self._path = os.path.join(model_dir, RESULTS)
     self._records = read_jsonl(self._path, needs=['run', 'arguments'])
-    self._sums = {run.name: _sum(run) for run in runs}
+    self._descriptions_path = os.path.join(model_dir, 'sweep.json')
+    known = read_json(self._descriptions_path) if os.path.exists(self._descriptions_path) else {}
+    self._own = {run.name: _description(run) for run in runs}
     before = {record['run']: record['arguments'] for record in self._records}
-    for name, of_run in self._sums.items():
-      if before.get(name, of_run) != of_run:
+    for name, description in self._own.items():
+      if name in before and before[name] != _sum(description):
+        different = differences(known.get(name, {}), description) if name in known else []
         raise ValueError(
-            f'MODEL_DIR {model_dir} holds a result of {name} with other settings than these. '
-            f'Set MODEL_DIR to a new folder, or delete its line in {self._path} to train it '
-            'again.'
+            f'MODEL_DIR {model_dir} holds a result of {name} with other settings than these'
+            + ''.join(f'\n  {line}' for line in different)
+            + '\nSet MODEL_DIR to a new folder, or restore the settings.'
         )
+    self._descriptions = known | self._own
     self.done = set(before)
+    if others := [name for name in before if name not in self._own]:
+      # Nothing says that they had the same recipe.
+      warnings.warn(
+          f'{self._path} holds results of {len(others)} other points, such as {others[0]}. They '
+          f'are not in the table; prompt-tuning sweep --report={model_dir} shows all.',
+          stacklevel=3,
+      )
 
   def add(
       self, program: Sequence[SweepRun], found: Sequence[Mapping[str, Any]], seconds: float
   ) -> None:
+    """Keeps what the runs of a program ended with."""
     for run, result in zip(program, found, strict=True):
       self._records.append({
           'run': run.name,
@@ -313,17 +354,36 @@ class _Results:
           'seconds': round(seconds / len(program), 1),
           'together': len(program),
           'parameters': run.values['backbone'].num_params,
-          'arguments': self._sums[run.name],
+          'arguments': _sum(self._own[run.name]),
       })
       self.done.add(run.name)
-    processes.from_main(lambda: write_jsonl(self._path, self._records))
+    processes.from_main(self._write)
+
+  def _write(self) -> None:
+    with written_whole(self._descriptions_path) as unfinished:
+      Path(unfinished).write_text(json.dumps(self._descriptions, indent=1), encoding='utf-8')
+    write_jsonl(self._path, self._records)
+
+  def report(self) -> SweepResult:
+    """What has ended of this sweep, written as table and plot."""
+    result = SweepResult([record for record in self._records if record['run'] in self._own])
+    if processes.is_main():
+      result.write(self._model_dir)
+    return result
 
 
-def _sum(run: SweepRun) -> str:
+def _description(run: SweepRun) -> dict[str, Any]:
+  """What decides how a run ends."""
   kept = {name: value for name, value in run.values.items() if name not in together.ASIDE}
   if run.design is not None:
     kept = {**{name: kept[name] for name in _OF_EVALUATION}, 'design': run.design}
-  text = json.dumps(describe(kept), sort_keys=True, default=str)
+  description = describe(kept) | {'backbone': kept['backbone'].description()}
+  # As it is read again.
+  return json.loads(json.dumps(description, default=str))
+
+
+def _sum(description: Mapping[str, Any]) -> str:
+  text = json.dumps(description, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 

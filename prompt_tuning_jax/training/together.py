@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,13 @@ from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.parameters import placement_of
 from prompt_tuning_jax.training.state_saving import Saved, StateSaver
 from prompt_tuning_jax.training.step import check_microbatches
-from prompt_tuning_jax.training.train import check_metric, joined, metric_names, train
+from prompt_tuning_jax.training.train import (
+  check_metric,
+  describe_data,
+  joined,
+  metric_names,
+  train,
+)
 from prompt_tuning_jax.training.trials import (
   Trial,
   Trials,
@@ -80,6 +87,22 @@ def shared_key(arguments: Mapping[str, Any]) -> Any:
   return [describe(shared), structure(injection)]
 
 
+class AllOutOfBounds(FloatingPointError):
+  """None of the runs goes on.
+
+  Attributes:
+    stopped_at: of each the step at which its loss, gradient or prompt was not finite.
+  """
+
+  def __init__(self, names: Sequence[str], stopped_at: Sequence[int]):
+    super().__init__(
+        f'All {len(names)} runs went out of bounds, the last of them at step {max(stopped_at)}: '
+        'their losses, gradients or prompts are not finite. Start again in another MODEL_DIR '
+        'with lower learning rates.'
+    )
+    self.stopped_at = stopped_at
+
+
 class _Best:
   """The best state of each trial, by a metric or as the last; what it held is written at once."""
 
@@ -126,7 +149,8 @@ def train_together(
 
   Returns:
     For each run its best `step`, the `metrics` there, and `stopped_at`: the step at which it
-    went out of bounds, None where it did not.
+    went out of bounds, None where it did not. Of a run that did before it was measured, the
+    step is None, and it leaves no prompt.
 
   Raises:
     ValueError, OSError, MemoryError, training.loop.Interrupted: as `train`.
@@ -164,7 +188,7 @@ def train_together(
   )
   with ModelDir(model_dir) as folder:
     description = {
-        'backbone_fingerprint': backbone.fingerprint,
+        **backbone.description(),
         'shared': shared_key(runs[0]),
         'trials': {
             name: describe({key: one[key] for key in OWN})
@@ -178,9 +202,11 @@ def train_together(
     }
     tasks = load_task_or_mixture(shared['task'], 'train', backbone.vocabulary, **load)
     batches = _batches(values, tasks, trials, backbone, at_once)
+    description |= describe_data(shared['task'], tasks)
     if shared['dropout_rate'] or trials.have_dropout:
       # Each part of a batch has masks of its own.
-      folder.claim(description | {'microbatches': batches.microbatches})
+      description['microbatches'] = batches.microbatches
+    folder.claim(description)
     evaluators = _evaluators(values, backbone, load)
     if shared['best_metric'] is not None:
       check_metric(shared['best_metric'], metric_names(evaluators[0]))
@@ -235,27 +261,31 @@ def train_together(
         seed=shared['random_seed'],
         placement=placement_of(state, backbone.mesh),
     )
-    with partitioning.on(backbone.mesh):
-      state = loop.run(
-          state,
-          {'backbone': backbone.params},
-          step_fn,
-          partitioning.PlacedBatches(batches, backbone.mesh),
-          periods,
-          saver=saver,
-          evaluate=evaluate,
-          summarize=lambda steps: _summary(names, steps),
-          description={'backbone': backbone.name, **description},
-          progress=progress,
-      )
-    stopped_at = jax.device_get(state.stopped_at)
+    try:
+      with partitioning.on(backbone.mesh):
+        state = loop.run(
+            state,
+            {'backbone': backbone.params},
+            step_fn,
+            partitioning.PlacedBatches(batches, backbone.mesh),
+            periods,
+            saver=saver,
+            evaluate=evaluate,
+            summarize=lambda steps: _summary(names, steps),
+            description={'backbone': backbone.name, **description},
+            progress=progress,
+        )
+      stopped_at = jax.device_get(state.stopped_at)
+    except AllOutOfBounds as error:
+      warnings.warn(str(error), stacklevel=2)
+      stopped_at = error.stopped_at
     return [
         {
-            'step': best.of_trial[number].step,
-            'metrics': best.of_trial[number].metrics,
-            'stopped_at': int(stopped_at[number]) if stopped_at[number] >= 0 else None,
+            'step': saved and saved.step,
+            'metrics': saved.metrics if saved else {},
+            'stopped_at': int(at) if at >= 0 else None,
         }
-        for number in range(len(runs))
+        for at, saved in zip(stopped_at, map(best.of_trial.get, range(len(runs))))
     ]
 
 
@@ -361,11 +391,7 @@ def _summary(names: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> dict[s
   summary = loop.summary_of(steps)
   going = [number for number, at in enumerate(steps[-1]['stopped_at']) if at < 0]
   if not going:
-    raise FloatingPointError(
-        f'All {len(names)} runs went out of bounds, the last of them at step '
-        f'{max(steps[-1]["stopped_at"])}: their losses, gradients or prompts are not finite. '
-        'Start again in another MODEL_DIR with lower learning rates.'
-    )
+    raise AllOutOfBounds(names, steps[-1]['stopped_at'])
   for number in going:
     of_trial = [
         {name: values[number] for name, values in metrics['trials'].items()} for metrics in steps

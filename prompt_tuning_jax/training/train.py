@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from prompt_tuning_jax import artifact, partitioning, plan, processes
@@ -18,6 +17,7 @@ from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.batches import TrainBatches
 from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
 from prompt_tuning_jax.data.file_task import FileTask, describe_task
+from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import Evaluator
@@ -181,12 +181,7 @@ def train(
   # The folder comes first: nothing is loaded or compiled for a run that cannot be kept.
   with ModelDir(model_dir) as folder:
     description = {
-        'backbone_fingerprint': backbone.fingerprint,
-        'vocabulary': backbone.vocabulary.fingerprint,
-        'architecture': dataclasses.asdict(backbone.module.config),
-        'dtype': jnp.dtype(backbone.module.dtype).name,
-        'weights': backbone.held_as,
-        'attention': getattr(backbone.module, 'attention', ''),
+        **backbone.description(),
         'method': describe(method),
         'trainable': describe(trainable_lib.as_labelling(trainable, method)),
         'task': task if isinstance(task, str) else task.name,
@@ -263,13 +258,7 @@ def train(
     ]
     if best_metric is not None:
       check_metric(best_metric, metric_names(evaluators))
-    description['examples'] = {
-        f'{of_task.name}/{of_task.split}': [len(of_task), weight] for of_task, weight in tasks
-    }
-    if isinstance(task, FileTask):
-      # Files of one's own are edited more often than data sets are.
-      ((of_task, _),) = tasks
-      description['files'] = [file['sha256'] for file in of_task.manifest['source']['files']]
+    description |= describe_data(task, tasks)
     folder.claim(description)
 
     # The parameters.
@@ -351,6 +340,20 @@ def joined(of_tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def metric_names(evaluators: Sequence[Evaluator]) -> list[str]:
   return list(joined({e.task.name: dict.fromkeys(e.metric_names()) for e in evaluators}))
+
+
+def describe_data(
+    task: str | FileTask, tasks: Sequence[tuple[TokenizedTask, float]]
+) -> dict[str, Any]:
+  """How many examples a run trains on, with their weights, and what files of one's own hold."""
+  found: dict[str, Any] = {
+      'examples': {f'{one.name}/{one.split}': [len(one), weight] for one, weight in tasks}
+  }
+  if isinstance(task, FileTask):
+    # They are edited more often than data sets are.
+    ((of_task, _),) = tasks
+    found['files'] = [file['sha256'] for file in of_task.manifest['source']['files']]
+  return found
 
 
 def check_metric(name: str, metrics: Sequence[str]) -> None:

@@ -154,8 +154,9 @@ def test_a_sweep_goes_on_where_it_stopped_and_grows(settings, tmp_path, monkeypa
   assert not trained
   runs = sweep_lib._runs(GRID, settings)
   more = {**GRID, 'method': {**GRID['method'], 2: SoftPrompt(2)}, 'random_seed': [0]}
-  grown = sweep(more, model_dir=str(tmp_path / 'parts'), **settings)
-  assert len(trained) == 1 and len(grown.records) == 5 and len(runs) == 4
+  with pytest.warns(UserWarning, match='of 2 other points, such as method=1,random_seed=1'):
+    grown = sweep(more, model_dir=str(tmp_path / 'parts'), **settings)
+  assert len(trained) == 1 and len(grown.records) == 3 and len(runs) == 4
 
   # The same points with other settings are refused.
   with pytest.raises(ValueError, match='holds a result of .* with other settings'):
@@ -218,6 +219,34 @@ def test_a_run_out_of_bounds_is_part_of_the_results(settings, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('seeds', [[0], [0, 1]], ids=['alone', 'together'])
+def test_where_no_run_goes_on_what_was_measured_before_counts(settings, tmp_path, seeds):
+  rate = lambda step: jnp.where(step < 6, 0.1, jnp.nan)
+  with pytest.warns(UserWarning, match='out of bounds'):
+    result = sweep(
+        {'random_seed': seeds}, model_dir=str(tmp_path), method=SoftPrompt(2),
+        **settings | {'trainable': adafactor(rate), 'log_period': 1},
+    )  # fmt: skip
+  for record in result.records:
+    assert (record['stopped_at'], record['step']) == (7, 4)
+    prompt = load_prompt(tmp_path / record['prompt'])
+    assert prompt.manifest.metrics == record['metrics']
+    assert np.isfinite(prompt.injection.virtual_embeddings).all()
+
+
+@pytest.mark.slow
+def test_results_of_other_points_are_not_in_the_table(settings, tmp_path):
+  settings = settings | {'train_steps': 2, 'eval_period': 0, 'method': SoftPrompt(1)}
+  sweep({'random_seed': [0]}, model_dir=str(tmp_path), **settings)
+  with pytest.warns(UserWarning, match='results of 1 other points, such as random_seed=0'):
+    other = sweep({'random_seed': [1]}, model_dir=str(tmp_path), **settings)
+  assert [record['run'] for record in other.records] == ['random_seed=1']
+  assert len(SweepResult.read(tmp_path).records) == 2
+  with pytest.raises(ValueError, match='(?s)with other settings.*train_steps: 2 there, 3 here'):
+    sweep({'random_seed': [0]}, model_dir=str(tmp_path), **settings | {'train_steps': 3})
+
+
+@pytest.mark.slow
 def test_models_of_several_sizes_and_methods_in_one_sweep(settings, cache_dir, tmp_path):
   # Prompt tuning of each size in a program of its own; a design is evaluated as it is.
   for number, width in enumerate((16, 24)):
@@ -270,7 +299,8 @@ def test_models_of_several_sizes_and_methods_in_one_sweep(settings, cache_dir, t
   # What the design says is part of what was evaluated, what trains is not.
   again = {**settings, 'trainable': adafactor(0.1)}
   design_alone = {**grid, 'design': {'prompt design': design}}
-  sweep(design_alone, model_dir=str(tmp_path / 'sweep'), method=SoftPrompt(2), **again)
+  with pytest.warns(UserWarning, match='of 4 other points'):
+    sweep(design_alone, model_dir=str(tmp_path / 'sweep'), method=SoftPrompt(2), **again)
   with pytest.raises(ValueError, match='holds a result of .* with other settings'):
     sweep(
         {**grid, 'design': {'prompt design': PromptDesign('{inputs}')}},
