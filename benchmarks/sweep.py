@@ -49,8 +49,8 @@ def main() -> None:
   parser.add_argument('--folder', help='where the runs stay; a temporary folder by default')
   args = parser.parse_args()
   common = [f'--gin_file={args.recipe}', f'--gin.TRAIN_STEPS_RELATIVE={args.steps}']
-  temporary = tempfile.TemporaryDirectory()
-  with temporary if args.folder is None else contextlib.nullcontext(args.folder) as folder:
+  kept = args.folder and contextlib.nullcontext(args.folder)
+  with kept or tempfile.TemporaryDirectory() as folder:
     alone, scores = [], {}
     for length in args.lengths:
       for seed in args.seeds:

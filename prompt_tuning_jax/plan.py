@@ -21,7 +21,7 @@ from prompt_tuning_jax.data import buckets, packing
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.plan_compiled import CompiledStep
-from prompt_tuning_jax.plan_device import Run
+from prompt_tuning_jax.plan_device import Counts, Run
 from prompt_tuning_jax.plan_setting import Setting, easier_settings
 from prompt_tuning_jax.targets import Target
 from prompt_tuning_jax.training import trainable as trainable_lib
@@ -30,21 +30,15 @@ from prompt_tuning_jax.training.step import check_microbatches
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """What a step of a run costs on a target.
+class Plan(Counts):
+  """What a step of a run costs on a target, and whether it fits.
 
   Attributes:
     target: the devices.
     setting: how the run lies on them.
-    trained: numbers that train.
-    frozen: numbers that do not.
-    weights: bytes of the weights on each device, those included that were copied to be trained.
-    state: bytes of what trains there, with its optimiser's state.
-    activations: bytes of what a step computes there, the gradient included; an estimate.
-    flops: of a step, on all devices together.
-    transfers: bytes that a device sends in a step, by what for.
     description: the run, in a line.
-    advice: the flags that would make it fit, where it does not; '' where nothing would.
+    advice: the flags that would make it fit, where it does not; '' where nothing would, or
+      nothing was looked for.
     compiled: what XLA says of the same step, where it was asked.
     shares_heads: whether devices compute each head of attention together, for their number
       does not divide the heads; what they send for that is not counted.
@@ -52,22 +46,10 @@ class Plan:
 
   target: Target
   setting: Setting
-  trained: int
-  frozen: int
-  weights: int
-  state: int
-  activations: int
-  flops: float
-  transfers: Mapping[str, int]
   description: str = ''
   advice: str = ''
   compiled: CompiledStep | None = None
   shares_heads: bool = False
-
-  @property
-  def total(self) -> int:
-    """Bytes on each device."""
-    return self.weights + self.state + self.activations
 
   @property
   def fits(self) -> bool:
@@ -153,6 +135,7 @@ def plan(
     dtype: str | None = None,
     num_partitions: int = 1,
     compiled: bool = False,
+    advise: bool = True,
 ) -> Plan:
   """Counts what a step of a training run costs, and whether it fits.
 
@@ -174,6 +157,7 @@ def plan(
     num_partitions: devices that share a copy of the model.
     compiled: whether to compile the step as well, for XLA's own figures; it takes a minute
       or two.
+    advise: whether to look for what would make it fit where it does not, which takes seconds.
 
   Raises:
     ValueError: if the target is not known, or the devices, rows and parts do not divide, or
@@ -206,10 +190,10 @@ def plan(
       target=found,
       setting=setting,
       shares_heads=setting.shares_heads(module.config),
-      **run.counts(found, setting)._asdict(),
+      **vars(run.counts(found, setting)),
   )
   advice = ''
-  if not result.fits:
+  if advise and not result.fits:
     easier = easier_settings(setting, found, rows)
     if not any(prefix.split('/')[0] == 'backbone' for prefix in labelling):
       if setting.param_dtype == 'float32' and found.kind != 'here':

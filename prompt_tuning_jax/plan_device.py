@@ -53,10 +53,18 @@ class _Held(NamedTuple):
   train_state: TrainState
 
 
-class Counts(NamedTuple):
-  """What a step of a run costs on a target; `Plan` says what each is.
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What a step of a run costs on a target.
 
-  `flops` are of all devices together, bytes of each.
+  Attributes:
+    trained: numbers that train.
+    frozen: numbers that do not.
+    weights: bytes of the weights on each device, those included that were copied to be trained.
+    state: bytes of what trains there, with its optimiser's state.
+    activations: bytes of what a step computes there, the gradient included; an estimate.
+    flops: of a step, on all devices together.
+    transfers: bytes that a device sends in a step, by what for.
   """
 
   trained: int

@@ -107,7 +107,7 @@ def at_step(path: str, steps: int, name: str = '', others: Sequence[int] = ()) -
       f'ADAPTATION_STEPS is {steps}, but {path} was not kept after so many: there is no '
       f'{beside}. It was after {", ".join(map(str, known)) or "no number that is known"}. '
       '`adapt` keeps it at BACKBONE_STEPS, as backbone_<step> in its MODEL_DIR.'
-      + (f' {how_to_make(name)}' if is_name(name) else '')
+      + (f' {how_to_make(name)}' if name else '')
   )
 
 

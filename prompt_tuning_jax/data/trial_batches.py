@@ -29,8 +29,7 @@ class TrialBatches:
   """`batches[step]` holds the rows of that step of every run: a Batch for each section.
 
   Attributes:
-    packings: the shapes that occur in each section.
-    microbatches: into how many parts each divides.
+    microbatches: into how many parts each section divides.
   """
 
   def __init__(
@@ -74,24 +73,22 @@ class TrialBatches:
     in_sections = collections.defaultdict(list)
     for trial, longest in enumerate(needed):
       in_sections[buckets.narrowest(bounds, longest)].append(trial)
-    self._sections = []
-    microbatches_of_sections = []
-    for trials in in_sections.values():
-      parts = -(-len(trials) // (at_once or len(trials))) * microbatches
-      microbatches_of_sections.append(parts)
-      self._sections.append(
-          _Section(
-              {trial: of_trials[trial] for trial in trials},
-              vocab_size=vocab_size,
-              virtual_tokens=(num_virtual_tokens, num_decoder_virtual_tokens),
-              feature_lengths=feature_lengths,
-              packed_length=packed_length,
-              row_multiple=parts * row_multiple,
-              share=(process_index, process_count),
-          )
-      )
-    self.packings = tuple(section.packing for section in self._sections)
-    self.microbatches = tuple(microbatches_of_sections)
+    self.microbatches = tuple(
+        -(-len(trials) // (at_once or len(trials))) * microbatches
+        for trials in in_sections.values()
+    )
+    self._sections = [
+        _Section(
+            {trial: of_trials[trial] for trial in trials},
+            vocab_size=vocab_size,
+            virtual_tokens=(num_virtual_tokens, num_decoder_virtual_tokens),
+            feature_lengths=feature_lengths,
+            packed_length=packed_length,
+            row_multiple=parts * row_multiple,
+            share=(process_index, process_count),
+        )
+        for trials, parts in zip(in_sections.values(), self.microbatches)
+    ]
 
   def __getitem__(self, step: int) -> tuple[Batch, ...]:
     """The batches of a step, one for each section: this host's rows."""
@@ -137,12 +134,11 @@ class _Section:
     # One shape for all but rare batches: a compilation more would cost more than empty rows.
     usual = buckets.round_up(max(counts) + 1, multiple)
     most = buckets.round_up(sum(b.batch_size for b in of_trials.values()), multiple)
-    counts = tuple(sorted({int(min(usual, most)), int(most)}))
-    self.packing = Packing(*self._room, counts)
+    self._row_counts = sorted({int(min(usual, most)), int(most)})
 
   def __getitem__(self, step: int) -> Batch:
     laid = self._laid(step)
-    count = buckets.narrowest(self.packing.row_counts, len(laid))
+    count = buckets.narrowest(self._row_counts, len(laid))
     own = local_rows(count, *self._share)
     parts = [
         self._part(trial, [row for _, row in rows])

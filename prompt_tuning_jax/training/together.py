@@ -304,7 +304,7 @@ def runs_at_once(runs: int, batch_size: int, planned: Mapping[str, Any]) -> int:
     return 1
 
   def fits(count: int) -> bool:
-    found = plan.plan_here(batch_size=count * batch_size, **planned)
+    found = plan.plan_here(batch_size=count * batch_size, advise=False, **planned)
     # It counts the state of one run.
     return found.total + (runs - 1) * found.state <= found.target.usable
 

@@ -74,7 +74,7 @@ def test_a_step_takes_as_many_runs_at_once_as_there_is_memory_for(monkeypatch):
   for rows_that_fit, expected in ((1000, 15), (479, 8), (200, 4), (10, 1)):
     # What trains is there for each of the 15 runs, whichever are computed.
     target = types.SimpleNamespace(usable=15 + rows_that_fit)
-    plan_here = lambda batch_size: types.SimpleNamespace(
+    plan_here = lambda batch_size, advise: types.SimpleNamespace(
         total=1 + batch_size, state=1, target=target
     )
     monkeypatch.setattr(plan, 'plan_here', plan_here)
