@@ -35,7 +35,7 @@ from prompt_tuning_jax.plan import Plan
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.sweep_report import SweepResult
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.sweep import announced, programs_of
+from prompt_tuning_jax.training.sweep import announced, distinct, programs_of
 
 # Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
 _BATCH_SIZE = 64
@@ -329,7 +329,7 @@ def describe(name: str, kwargs: Mapping[str, Any]) -> None:
     elif isinstance(value, Method):
       print(f'  {key:16} {_describe_method(value, kwargs.get("backbone"))}')
     elif key == 'grid':
-      print(textwrap.indent(announced(programs_of(value)), '  '))
+      print(textwrap.indent(announced(programs_of(distinct(value))), '  '))
     elif key == 'components':
       for part in value:
         print(f'  component        {_describe_component(part)}')

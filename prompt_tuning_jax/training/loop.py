@@ -281,18 +281,17 @@ class _Log:
 
   def _out_of_bounds(self, steps: list[int], fetched: list[dict]) -> FloatingPointError:
     """Which step went wrong: the first whose loss or gradient is not finite, also as `step`."""
-    step, metrics = next(
-        (
-            (step, m)
-            for step, m in zip(steps, fetched)
-            if not (math.isfinite(m['loss']) and math.isfinite(m['gradient_norm']))
-        ),
-        (steps[-1], fetched[-1]),
-    )
+    bad = [
+        (step, m)
+        for step, m in zip(steps, fetched)
+        if not (math.isfinite(m['loss']) and math.isfinite(m['gradient_norm']))
+    ]
+    step, metrics = bad[0] if bad else (steps[-1], fetched[-1])
+    updated = '' if bad else 'what it trains is not finite after its update, '
     source = f' (of {self._source_name(step - 1)})' if self._source_name else ''
     kept = self._saver.latest()
     error = FloatingPointError(
-        f'Step {step} went out of bounds: its loss is {metrics["loss"]:g}, the norm of its '
+        f'Step {step} went out of bounds: {updated}its loss is {metrics["loss"]:g}, the norm of its '
         f'gradient {metrics["gradient_norm"]:g}, its batch is batches[{step - 1}]{source}. '
         + (f'The last good state is {kept.path}. ' if kept else 'No state was saved yet. ')
         + 'Start again in another MODEL_DIR with a lower learning rate or another '

@@ -31,8 +31,10 @@ from typing import Any
 from prompt_tuning_jax import processes
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.checkpoints.source import read_json, written_whole
+from prompt_tuning_jax.data.cache import load_task_or_mixture
 from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.evaluation.evaluate import evaluate
+from prompt_tuning_jax.evaluation.evaluator import Evaluator
 from prompt_tuning_jax.export import export
 from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
 from prompt_tuning_jax.sweep_report import RESULTS, SEEDS, SweepResult
@@ -40,7 +42,14 @@ from prompt_tuning_jax.training import together
 from prompt_tuning_jax.training.description import describe, differences
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.state_saving import StateSaver
-from prompt_tuning_jax.training.train import joined, train
+from prompt_tuning_jax.training.train import (
+    check_metric,
+    check_vocabulary,
+    describe_data,
+    joined,
+    metric_names,
+    train,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,16 +144,17 @@ def sweep(
   runs = _runs(grid, arguments) if isinstance(grid, Mapping) else list(grid)
   if not runs:
     raise ValueError('A sweep of no runs: its grid has no points.')
-  # Nothing is trained before all of them were looked at.
+  # Nothing is trained before all of them, and their data, were looked at.
   runs = distinct(runs)
   programs = programs_of(runs)
+  data = _data_of(runs)
   with ModelDir(model_dir):
     os.makedirs(os.path.join(model_dir, 'runs'), exist_ok=True)
-    results = _Results(model_dir, runs)
+    results = _Results(model_dir, runs, data)
     left = [[run for run in program if run.name not in results.done] for program in programs]
+    left = [part for program in left for part in _begun_first(program, model_dir)]
     if progress and processes.is_main():
       print(announced(programs, results.done), file=sys.stderr)
-    left = list(filter(None, left))
     for number, program in enumerate(left):
       start = time.monotonic()
       found = _train(program, model_dir, created_by=created_by, progress=progress)
@@ -222,6 +232,62 @@ def programs_of(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
   return list(programs.values())
 
 
+def _data_of(runs: Sequence[SweepRun]) -> dict[str, dict[str, Any]]:
+  """What the data of each run hold, by its name.
+
+  Raises:
+    ValueError, OSError: if they cannot be read, or have no BEST_METRIC.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  data = {}
+  for run in runs:
+    values = run.values
+    names = (*_OF_DATA, 'eval_method', 'feature_lengths', 'best_metric')
+    key = describe({name: values[name] for name in names})
+    key = json.dumps([key, id(values['backbone']), describe(run.design)], default=str)
+    if key not in found:
+      found[key] = _data(run)
+    data[run.name] = found[key]
+  return data
+
+
+def _data(run: SweepRun) -> dict[str, Any]:
+  """How many examples a run is trained and evaluated on, and what files of one's own hold."""
+  values = run.values
+  check_vocabulary(values['backbone'])
+  load = {name: values[name] for name in ('tfds_data_dir', 'cache_dir')}
+  load |= {name: values[name] for name in ('task_module', 'target_prefix')}
+
+  def tasks_of(task: Any, split: str) -> Any:
+    return load_task_or_mixture(task, split, values['backbone'].vocabulary, **load)
+
+  found = {}
+  if run.design is None or run.design.examples:
+    found['train'] = describe_data(values['task'], tasks_of(values['task'], 'train'))
+  of_evaluation = values['eval_task'] or values['task']
+  tasks = tasks_of(of_evaluation, values['eval_split'])
+  found['evaluation'] = describe_data(of_evaluation, tasks)
+  if run.design is None and values['best_metric'] is not None:
+    how = {'feature_lengths': values['feature_lengths'], 'method': values['eval_method']}
+    evaluators = [Evaluator(values['backbone'], task, **how) for task, _ in tasks]
+    check_metric(values['best_metric'], metric_names(evaluators))
+  return found
+
+
+def _begun_first(program: list[SweepRun], model_dir: str) -> list[list[SweepRun]]:
+  """Of a sweep that was stopped and got more points, what had begun goes on as it was."""
+  for path in sorted(Path(model_dir).glob('together_*/run.json')):
+    before = read_json(path)
+    names = list(before.get('trials', ()))
+    begun = [run for name in names for run in program if run.name == name]
+    if 0 < len(begun) == len(names) < len(program) and StateSaver(path.parent).latest():
+      now = json.loads(json.dumps(together.described([run.values for run in begun], names)))
+      if now.items() <= before.items():
+        rest = [run for run in program if run.name not in names]
+        return [begun, *_begun_first(rest, model_dir)]
+  return [program] if program else []
+
+
 def _train(
     program: Sequence[SweepRun], model_dir: str, **how: Any
 ) -> list[dict[str, Any]]:
@@ -260,11 +326,12 @@ def _train_alone(run: SweepRun, folder: str, model_dir: str, **how: Any) -> dict
     step, metrics, path, stopped_at = None, {}, None, error.step
     chosen = {name: values[name] for name in ('best_metric', 'best_mode')}
     saver = StateSaver(folder, **chosen)
-    if saved := saver.best() or saver.latest():
+    if measured := [saved for saved in saver.all() if saved.metrics]:
+      saved = saver.best() or measured[-1]
       step, metrics = saved.step, saved.metrics
       path = export(
           backbone=values['backbone'],
-          checkpoint_path=folder,
+          checkpoint_path=saved.path,
           output=os.path.join(folder, 'prompt.safetensors' if values['method'] else 'backbone'),
           method=values['method'],
           trainable=values['trainable'],
@@ -279,11 +346,9 @@ def _train_alone(run: SweepRun, folder: str, model_dir: str, **how: Any) -> dict
   }
 
 
-# What the arguments of `train` say of an evaluation.
-_OF_EVALUATION = (
-    'backbone', 'task', 'eval_task', 'eval_split', 'eval_method', 'feature_lengths', 'decoding',
-    'target_prefix', 'task_module',
-)  # fmt: skip
+# What the arguments of `train` say of the data, and of an evaluation.
+_OF_DATA = ('task', 'eval_task', 'eval_split', 'target_prefix', 'task_module')
+_OF_EVALUATION = ('backbone', *_OF_DATA, 'eval_method', 'feature_lengths', 'decoding')
 
 
 def _evaluated(run: SweepRun, *, progress: bool) -> dict[str, float]:
@@ -315,13 +380,15 @@ class _Results:
     done: names of the runs that have.
   """
 
-  def __init__(self, model_dir: str, runs: Sequence[SweepRun]):
+  def __init__(
+      self, model_dir: str, runs: Sequence[SweepRun], data: Mapping[str, Mapping[str, Any]]
+  ):
     self._model_dir = model_dir
     self._path = os.path.join(model_dir, RESULTS)
     self._records = read_jsonl(self._path, needs=['run', 'arguments'])
     self._descriptions_path = os.path.join(model_dir, 'sweep.json')
     known = read_json(self._descriptions_path) if os.path.exists(self._descriptions_path) else {}
-    self._own = {run.name: _description(run) for run in runs}
+    self._own = {run.name: _description(run) | {'data': data[run.name]} for run in runs}
     before = {record['run']: record['arguments'] for record in self._records}
     for name, description in self._own.items():
       if name in before and before[name] != _sum(description):
@@ -376,7 +443,9 @@ def _description(run: SweepRun) -> dict[str, Any]:
   """What decides how a run ends."""
   kept = {name: value for name, value in run.values.items() if name not in together.ASIDE}
   if run.design is not None:
-    kept = {**{name: kept[name] for name in _OF_EVALUATION}, 'design': run.design}
+    # Without solved examples its seed draws nothing.
+    design = run.design if run.design.examples else dataclasses.replace(run.design, seed=0)
+    kept = {**{name: kept[name] for name in _OF_EVALUATION}, 'design': design}
   description = describe(kept) | {'backbone': kept['backbone'].description()}
   # As it is read again.
   return json.loads(json.dumps(description, default=str))

@@ -87,6 +87,17 @@ def shared_key(arguments: Mapping[str, Any]) -> Any:
   return [describe(shared), structure(injection)]
 
 
+def described(runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+  """What the runs of a program have in common, and each by itself."""
+  return {
+      'shared': shared_key(runs[0]),
+      'trials': {
+          name: describe({key: one[key] for key in OWN})
+          for name, one in zip(names, map(completed, runs), strict=True)
+      },
+  }
+
+
 class AllOutOfBounds(FloatingPointError):
   """None of the runs goes on.
 
@@ -187,14 +198,7 @@ def train_together(
       shared['checkpoint_period'],
   )
   with ModelDir(model_dir) as folder:
-    description = {
-        **backbone.description(),
-        'shared': shared_key(runs[0]),
-        'trials': {
-            name: describe({key: one[key] for key in OWN})
-            for name, one in zip(names, values, strict=True)
-        },
-    }
+    description = backbone.description() | described(runs, names)
     folder.claim(description)
     load = {
         name: shared[name]
@@ -239,12 +243,11 @@ def train_together(
       step = int(state.step)
       stopped_at = jax.device_get(state.stopped_at)
       for number, name in enumerate(names):
-        if stopped_at[number] >= 0 and number in best.of_trial:
-          continue  # Its prompt is the one that was measured before.
+        if stopped_at[number] >= 0:
+          continue  # What was measured before counts, if anything.
         injection = trials.injection_of(state.trainable, number)
         metrics = joined({e.task.name: e(injection).metrics for e in evaluators[number]})
-        at = step if stopped_at[number] < 0 else int(stopped_at[number]) - 1
-        best.see(number, Saved(at, model_dir, metrics), injection)
+        best.see(number, Saved(step, model_dir, metrics), injection)
         found |= {f'{name}/{metric}': value for metric, value in metrics.items()}
       return found
 

@@ -151,11 +151,7 @@ def train(
   """
   if not isinstance(backbone, Backbone):
     backbone = load_backbone(backbone)
-  if backbone.vocabulary is None:
-    raise ValueError(
-        f'{backbone.name} has no vocabulary, without which no task can be tokenised for '
-        'it. Load it with vocabulary=<the SentencePiece model it was trained with>.'
-    )
+  check_vocabulary(backbone)
   check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
   partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
   plan.check_memory(
@@ -340,6 +336,14 @@ def joined(of_tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def metric_names(evaluators: Sequence[Evaluator]) -> list[str]:
   return list(joined({e.task.name: dict.fromkeys(e.metric_names()) for e in evaluators}))
+
+
+def check_vocabulary(backbone: Backbone) -> None:
+  if backbone.vocabulary is None:
+    raise ValueError(
+        f'{backbone.name} has no vocabulary, without which no task can be tokenised for '
+        'it. Load it with vocabulary=<the SentencePiece model it was trained with>.'
+    )
 
 
 def describe_data(

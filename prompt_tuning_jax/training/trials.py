@@ -130,13 +130,16 @@ class Trials:
         name: jax.tree.map(lambda *x: jnp.stack(x), *map(drawn, group.members))
         for name, group in self._groups.items()
     }
+    # A start that is not finite ends that trial alone, and no state holds it.
+    good_K = self.of_each(is_finite, trainable)
+    trainable = self.chosen(good_K, trainable, jax.tree.map(jnp.zeros_like, trainable))
     return TrialsState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         opt_state={
             name: jax.vmap(group.tx.init)(trainable[name]) for name, group in self._groups.items()
         },
-        stopped_at=jnp.full(self.count, -1, jnp.int32),
+        stopped_at=jnp.where(good_K, -1, 1).astype(jnp.int32),
     )
 
   def placed_state(self, mesh: Mesh | None) -> TrialsState:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prompt_tuning_jax import config
+from prompt_tuning_jax import cli, config
 from prompt_tuning_jax.config import ConfigError, building, sweeping
 from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.sweep import announced, programs_of
@@ -129,3 +129,11 @@ def test_steps_of_adaptation_are_those_that_were_kept(tmp_path):
 def test_a_grid_that_makes_no_sense_is_refused(flags, grid, message):
   with pytest.raises((ConfigError, ValueError), match=message):
     runs_of([*flags, 'BATCH_SIZE=16'], grid)
+
+
+def test_a_dry_run_refuses_points_that_a_flag_makes_the_same(capsys):
+  argv = ['sweep', '--gin_file=demo', '--dry_run', '--gin.MODEL_DIR=x']
+  argv += ["--gin.SWEEP={'MODEL': ['pico', 'nano']}"]
+  assert cli.main(argv) == 0
+  assert cli.main([*argv, '--gin.INITIAL_CHECKPOINT_PATH=pico']) == 2
+  assert 'MODEL=pico and MODEL=nano are the same run' in capsys.readouterr().err

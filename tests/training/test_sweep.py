@@ -4,16 +4,18 @@ import dataclasses
 import json
 import os
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning_jax import plan
+from prompt_tuning_jax import initializers, plan
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints import native
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.jsonl import read_jsonl
@@ -187,6 +189,12 @@ def test_points_that_are_the_same_run(settings):
   # No seed draws anything of a design without examples.
   of_design = runs(seeds, design=PromptDesign('yes, no: {inputs}'))
   assert distinct(of_design) == of_design[:1]
+  of_design = runs({'design': [PromptDesign(seed=n) for n in range(2)]} | {'random_seed': [0]})
+  with pytest.raises(ValueError, match='nothing in it depends on design'):
+    distinct(of_design)
+  with_examples = [PromptDesign(examples=1, seed=n) for n in range(2)]
+  of_design = runs({'design': with_examples})
+  assert distinct(of_design) == of_design
   with pytest.raises(ValueError, match='log_period=1 and log_period=2 are the same run: nothing'):
     distinct(runs({'log_period': [1, 2]}))
   with pytest.raises(ValueError, match='random_seed has the value 0 more than once'):
@@ -232,6 +240,107 @@ def test_where_no_run_goes_on_what_was_measured_before_counts(settings, tmp_path
     prompt = load_prompt(tmp_path / record['prompt'])
     assert prompt.manifest.metrics == record['metrics']
     assert np.isfinite(prompt.injection.virtual_embeddings).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('bad', [['nan'], ['nan', 'NaN'], ['0.3', 'nan']])
+def test_a_run_that_stops_before_it_is_measured_has_no_score(settings, tmp_path, bad):
+  rate = lambda step: jnp.where(step < 3, 0.1, jnp.nan)
+  other = lambda step: jnp.where(step < 3, 0.2, jnp.nan)
+  rates = {'nan': adafactor(rate), 'NaN': adafactor(other), '0.3': adafactor(0.3)}
+  settings = settings | {'train_steps': 6, 'eval_period': 0, 'log_period': 1}
+  settings.pop('trainable')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', UserWarning)  # Whoever looks at a table, sees it there.
+    result = sweep(
+        {'trainable': {name: rates[name] for name in bad}}, model_dir=str(tmp_path),
+        method=SoftPrompt(2), **settings,
+    )  # fmt: skip
+  for record in result.records:
+    if record['settings']['trainable'] == '0.3':
+      assert record['step'] == 6 and record['metrics']
+    else:
+      assert (record['stopped_at'], record['step'], record['prompt']) == (4, None, None)
+      assert record['metrics'] == {}
+
+
+@pytest.mark.slow
+def test_a_start_that_is_not_finite_ends_that_run_alone(settings, tmp_path):
+  grid = {'method': {
+      'good': SoftPrompt(2),
+      'bad': SoftPrompt(2, prompt_init=initializers.uniform(3e38)),
+  }}  # fmt: skip
+  settings = settings | {'train_steps': 4}
+  good, bad = sweep(grid, model_dir=str(tmp_path / 'both'), **settings).records
+  assert good['stopped_at'] is None and good['step'] == 4
+  assert (bad['stopped_at'], bad['step'], bad['prompt']) == (1, None, None)
+  alone = sweep({'method': {'good': SoftPrompt(2)}}, model_dir=str(tmp_path / 'alone'), **settings)
+  assert alone.records[0]['metrics'] == good['metrics']
+  with pytest.raises(FloatingPointError, match='Step 1 went out of bounds: its loss is nan'):
+    train(method=grid['method']['bad'], model_dir=str(tmp_path / 'bad'), **settings)
+  # An update may spoil the prompt after the last loss that is known.
+  settings['trainable'] = adafactor(lambda step: jnp.where(step < 3, 0.1, jnp.nan))
+  with pytest.raises(FloatingPointError, match='Step 4 went out of bounds: what it trains is not'):
+    train(method=SoftPrompt(2), model_dir=str(tmp_path / 'last'), **settings)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_and_got_more_points_goes_on_with_what_had_begun(
+    settings, tmp_path, monkeypatch
+):
+  def stopped(*args, saver, **kwargs):
+    run(*args[:4], loop.LoopConfig(4, 4, 4, 0), saver=saver, **kwargs)
+    raise loop.Interrupted('stopped')
+
+  run = loop.run
+  folder = str(tmp_path)
+  monkeypatch.setattr(together.loop, 'run', stopped)
+  with pytest.raises(loop.Interrupted):
+    sweep(GRID, model_dir=folder, **settings)
+  begun = []
+
+  def begin(state, frozen, step, batches, config, *, saver, **kwargs):
+    latest = saver.latest()
+    begun.append((state.stopped_at.size, latest.step if latest else 0))
+    return run(state, frozen, step, batches, config, saver=saver, **kwargs)
+
+  monkeypatch.setattr(together.loop, 'run', begin)
+  result = sweep({**GRID, 'random_seed': [0, 1, 2]}, model_dir=folder, **settings)
+  assert begun == [(4, 4), (2, 0)]
+  assert [record['together'] for record in result.records] == [4] * 4 + [2] * 2
+
+
+def test_all_runs_and_their_data_are_looked_at_before_one_is_trained(
+    settings, tmp_path, monkeypatch
+):
+  for module, name in ((sweep_lib, 'train'), (together, 'train_together')):
+    monkeypatch.setattr(module, name, None)
+  settings.pop('best_metric')
+  grid = {'best_metric': ['accuracy', 'acuracy']}
+  with pytest.raises(ValueError, match="'acuracy', which .* Did you mean 'accuracy'"):
+    sweep(grid, model_dir=str(tmp_path), method=SoftPrompt(1), **settings)
+  settings.pop('task')
+  with pytest.raises(ValueError, match='which_anmal'):
+    sweep(
+        {'task': ['which_animal', 'which_anmal']}, model_dir=str(tmp_path),
+        method=SoftPrompt(1), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_results_of_files_that_were_edited_since_are_refused(settings, tmp_path):
+  path = tmp_path / 'films.tsv'
+  path.write_text('text\tlabel\n' + 'a red cat\tyes\na blue dog\tno\n' * 8)
+  task = FileTask('films', {'train': path, 'validation': path}, 'text', 'label')
+  settings = settings | {'task': task, 'train_steps': 1, 'method': SoftPrompt(1)}
+  settings['cache_dir'] = str(tmp_path / 'cache')
+  folder = str(tmp_path / 'sweep')
+  before = sweep({'random_seed': [0]}, model_dir=folder, **settings)
+  again = sweep({'random_seed': [0]}, model_dir=folder, **settings)
+  assert again.records == before.records
+  path.write_text('text\tlabel\n' + 'a red cat\tno\na blue dog\tyes\n' * 8)
+  with pytest.raises(ValueError, match='(?s)holds a result of random_seed=0 .*files'):
+    sweep({'random_seed': [0, 1]}, model_dir=folder, **settings)
 
 
 @pytest.mark.slow
