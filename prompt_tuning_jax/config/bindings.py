@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import re
+import tokenize
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def parse_flag(binding: str) -> str:
     value = repr(value)
   try:
     gin.parse_config(f'{name} = {value}')
-  except SyntaxError as error:
+  except (SyntaxError, tokenize.TokenError) as error:
     _check_name(name, set(MACROS) | macros_that_are_set())
     if macro is not None:
       remedy = f'expected {macro.kind.expected}:{how_to_set(name)}'

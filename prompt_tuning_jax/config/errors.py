@@ -6,6 +6,7 @@ import ast
 import contextlib
 import difflib
 import re
+import tokenize
 from collections.abc import Iterable, Iterator
 
 from prompt_tuning_jax.config import registry
@@ -41,8 +42,11 @@ def explained(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     raise ConfigError(message + _nearest_name(message)) from error
 
 
-def what_is_wrong(error: SyntaxError) -> str:
+def what_is_wrong(error: SyntaxError | tokenize.TokenError) -> str:
   """The first line of a syntax error, in words that are not those of Python's parser."""
+  if isinstance(error, tokenize.TokenError):
+    what = 'text' if 'multi-line string' in str(error) else 'bracket'
+    return f'a {what} is not closed'
   line = error.msg.splitlines()[0].rstrip('.')
   return 'that is no value' if 'malformed node' in line else line
 

@@ -20,12 +20,13 @@ import difflib
 import io
 import logging
 import re
+import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gin
 
-from prompt_tuning_jax.config.errors import ConfigError
+from prompt_tuning_jax.config.errors import ConfigError, what_is_wrong
 
 # Includes become names with this prefix, which only the reader below can open.
 _SCHEME = 'once:'
@@ -88,7 +89,11 @@ class Reader:
     """
     if str(path) in self.read[1:]:
       self.read.remove(str(path))
-    gin.parse_config_file(_SCHEME + str(path))
+    try:
+      gin.parse_config_file(_SCHEME + str(path))
+    except tokenize.TokenError as error:
+      # Python names no file that ends in the middle of a value; it is the last that was opened.
+      raise ConfigError(f'Cannot read {self.read[-1]}: {what_is_wrong(error)}.') from error
 
   def find(self, name: str, within: Path | None = None) -> Path:
     """The file that is meant: as named, or without folder or ending.

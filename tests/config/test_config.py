@@ -100,6 +100,10 @@ def test_a_value_that_cannot_be_read_is_refused_with_the_right_spelling(flags):
   assert '--gin.CLASS_LABELS="[\'positive\', \'negative\']"' in str(error.value)
   with pytest.raises(config.ConfigError, match=r'quotes: --gin.optax.sgd.nesterov="\'no\'"'):
     config.parse('train', (), [*flags, 'optax.sgd.nesterov=no'])
+  with pytest.raises(config.ConfigError, match=r'Cannot read --gin.CLASS_LABELS=\[1, \(2: expect'):
+    config.parse('train', (), [*flags, 'CLASS_LABELS=[1, (2'])
+  with pytest.raises(config.ConfigError, match='optax.sgd.nesterov={1: a bracket is not closed'):
+    config.parse('train', (), [*flags, 'optax.sgd.nesterov={1'])
   with pytest.raises(config.ConfigError, match='has no value'):
     config.parse('train', (), [*flags, 'BATCH_SIZE='])
   with pytest.raises(config.ConfigError, match='expected --gin.NAME=VALUE'):

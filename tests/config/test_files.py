@@ -126,3 +126,10 @@ def test_only_a_first_line_makes_an_overlay(tmp_path, flags):
   (tmp_path / 'word.gin').write_text('# overlays are explained elsewhere\nBATCH_SIZE = 3\n')
   for first, last, expected in (('late', 'word', 3), ('word', 'late', 2)):
     assert config.parse('train', [first, last], flags).kwargs()['batch_size'] == expected
+
+
+def test_a_file_that_ends_in_the_middle_of_a_value_is_named(flags, tmp_path):
+  (tmp_path / 'cut.gin').write_text('CLASS_LABELS = [\n  "a",\n')
+  (tmp_path / 'whole.gin').write_text("include 'cut.gin'\n")
+  with pytest.raises(config.ConfigError, match=r'Cannot read \S*/cut.gin: a bracket is not cl'):
+    config.parse('train', [str(tmp_path / 'whole.gin')], flags)
