@@ -57,7 +57,7 @@ class EnsembleEvaluator:
       prompts: the members, of one kind (`injection_stack.stack_injections`).
       task: the examples.
       ensemble: 'vote' or 'mean', see `voting.agreed`.
-      batch_size: examples of a batch, which has as many rows for each prompt.
+      batch_size: rows of a batch at most, in which an example has one for each prompt.
       feature_lengths: longest inputs and targets in tokens; default: those that each prompt was
         trained with, and of targets the longest of these.
       placement: where the virtual tokens stand; default: as each prompt was trained.
@@ -81,7 +81,7 @@ class EnsembleEvaluator:
     self._evaluator = Evaluator(
         backbone,
         task,
-        batch_size=min(batch_size, len(task)),
+        batch_size=min(batch_size, max(batch_size // len(members), 1), len(task)),
         feature_lengths={name: max(of[name] for of in allowed) for name in ('inputs', 'targets')},
         method=method,
         lengths=lengths,

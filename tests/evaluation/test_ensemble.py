@@ -73,7 +73,7 @@ def assert_same_predictions(found, expected):
 @pytest.mark.parametrize('lengths', ['pad', 'bucket'])
 def test_each_member_of_an_ensemble_answers_as_alone(lengths, backbone, prompts, task, alone):
   settings = SHAPE | {'lengths': lengths}
-  of_each, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=3, **settings)()
+  of_each, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=10, **settings)()
   for found, expected in zip(of_each, alone, strict=True):
     assert_same_predictions(found, expected)
   for number, together in enumerate(of_all.predictions):
@@ -94,7 +94,7 @@ def test_each_member_of_an_ensemble_answers_as_alone(lengths, backbone, prompts,
 def test_the_mean_of_log_probabilities_decides_where_that_is_asked_for(
     backbone, prompts, task, alone
 ):
-  _, of_all = EnsembleEvaluator(backbone, prompts, task, ensemble='mean', batch_size=4, **SHAPE)()
+  _, of_all = EnsembleEvaluator(backbone, prompts, task, ensemble='mean', batch_size=12, **SHAPE)()
   means = np.mean(
       [[list(p['scores'].values()) for p in result.predictions] for result in alone], axis=0
   )
@@ -104,7 +104,7 @@ def test_the_mean_of_log_probabilities_decides_where_that_is_asked_for(
 def test_an_ensemble_of_one_prompt_is_that_prompt(backbone, prompts, task, alone):
   for kind in ('vote', 'mean'):
     of_each, of_all = EnsembleEvaluator(
-        backbone, prompts[:1], task, ensemble=kind, batch_size=4, **SHAPE
+        backbone, prompts[:1], task, ensemble=kind, batch_size=12, **SHAPE
     )()
     for found in (*of_each, of_all):
       assert_same_predictions(found, alone[0])
@@ -113,12 +113,19 @@ def test_an_ensemble_of_one_prompt_is_that_prompt(backbone, prompts, task, alone
 def test_an_ensemble_is_compiled_once_and_takes_the_weights_of_the_moment(
     backbone, prompts, task
 ):
-  evaluator = EnsembleEvaluator(backbone, prompts, task, batch_size=4, **SHAPE)
+  evaluator = EnsembleEvaluator(backbone, prompts, task, batch_size=12, **SHAPE)
   first = evaluator()[1]
   compiled = ranking.score_choices._cache_size()
   smaller = evaluator(jax.tree.map(lambda x: 0.5 * x, backbone.params))[1]
   assert ranking.score_choices._cache_size() == compiled
   assert first.predictions[0]['scores'] != pytest.approx(smaller.predictions[0]['scores'])
+
+
+def test_a_batch_has_no_more_rows_than_are_asked_for(backbone, prompts, task):
+  for batch_size, rows in ((10, 9), (2, 3), (100, 21)):
+    evaluator = EnsembleEvaluator(backbone, prompts, task, batch_size=batch_size, **SHAPE)
+    batch, _ = next(iter(evaluator._evaluator._batches))
+    assert len(batch.prompt_ids) == rows
 
 
 def test_texts_that_are_written_freely_are_voted_on(backbone, prompts):
@@ -141,7 +148,7 @@ def test_metrics_that_compare_scores_take_the_mean_of_the_prompts(backbone, prom
     return {'likelihood': float(np.mean(scores))}
 
   task = make_task(backbone, label_classes=CLASSES, metric_fns=[likelihood])
-  of_each, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=4, **SHAPE)()
+  of_each, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=12, **SHAPE)()
   values = [
       evaluate(backbone, prompt, task, batch_size=4, **SHAPE).metrics['likelihood']
       for prompt in prompts
@@ -152,7 +159,7 @@ def test_metrics_that_compare_scores_take_the_mean_of_the_prompts(backbone, prom
 
 def test_of_very_many_classes_the_best_are_voted_on(backbone, prompts, task, alone, monkeypatch):
   monkeypatch.setattr(evaluator_lib, '_MOST_SCORED', 2)
-  of_each, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=4, **SHAPE)()
+  of_each, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=12, **SHAPE)()
   for found, expected in zip(of_each, alone, strict=True):
     assert found.metrics == expected.metrics
   assert all('scores' not in p and 'votes' in p for p in of_all.predictions)
@@ -165,7 +172,7 @@ def test_of_very_many_classes_the_best_are_voted_on(backbone, prompts, task, alo
 def test_a_split_without_labels_is_predicted_and_not_scored(backbone, prompts):
   task = make_task(backbone, label_classes=CLASSES)
   task.manifest['unlabelled'] = {'count': len(task), 'first': 0}
-  _, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=4, **SHAPE)()
+  _, of_all = EnsembleEvaluator(backbone, prompts, task, batch_size=12, **SHAPE)()
   assert of_all.metrics == {} and len(of_all.predictions) == len(task)
   with pytest.raises(ValueError, match='has no labels'):
     Evaluator(backbone, task, **SHAPE)
@@ -311,7 +318,7 @@ def test_a_mesh_changes_no_answer_of_an_ensemble(golden, backbone, prompts, task
       vocabulary=golden / 'hf' / 'tokenizer' / 'spiece.model',
       mesh=partitioning.make_mesh(2),
   )
-  settings = dict(batch_size=3, **SHAPE)
+  settings = dict(batch_size=9, **SHAPE)
   alone = EnsembleEvaluator(backbone, prompts, task, **settings)()
   on_devices = EnsembleEvaluator(on_mesh, prompts, task, **settings)()
   for found, expected in zip([*on_devices[0], on_devices[1]], [*alone[0], alone[1]], strict=True):
