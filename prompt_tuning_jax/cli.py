@@ -34,6 +34,8 @@ _PROCESS_FLAGS = ('coordinator_address', 'process_count', 'process_index')
 # The commands that several processes can run together.
 _OF_PROCESSES = ('train', 'pretrain', 'adapt', 'evaluate', 'infer', 'export')
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
+# A macro and its value, where they stand on one line of a gin file.
+_MACRO = re.compile(r'^([A-Z][A-Z_]+) = (.+?)\s*$', re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -558,7 +560,7 @@ def _macros_and_recipes(name: str) -> str:
   root = config.gin_folder()
   text = _with_includes(f'runs/{_gin_name(name)}.gin')
   used = dict.fromkeys(re.findall(r'%([A-Z][A-Z_]+)', text))
-  values = dict(re.findall(r'^([A-Z][A-Z_]+) = (.+?)\s*$', text, re.MULTILINE))
+  values = dict(_MACRO.findall(text))
   lines = ['macros (--gin.NAME=VALUE), with their defaults:']
   for macro in used:
     about = MACROS.get(macro)
@@ -575,9 +577,14 @@ def _macros_and_recipes(name: str) -> str:
   ):
     lines += ['', f'{title}:']
     for file in files:
-      with open(root / file, encoding='utf-8') as opened:
-        first = opened.readline().lstrip('#').strip().removeprefix('overlay: ')
+      text = (root / file).read_text(encoding='utf-8')
+      first = text.splitlines()[0].lstrip('#').strip().removeprefix('overlay: ')
       lines.append(f'  {file.split("/")[-1].removesuffix(".gin")}\n      {first}')
+      if file in sweeps:
+        lines += [
+            f'      --gin.{macro} [{default}]: {MACROS[macro].meaning}'
+            for macro, default in _MACRO.findall(text) if macro != 'SWEEP'
+        ]
   return '\n'.join(lines)
 
 

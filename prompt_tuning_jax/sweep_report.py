@@ -208,7 +208,7 @@ def _draw(
     others: Sequence[str],
     sizes: Mapping[Any, int] | None,
 ) -> Any:
-  """The figure: means as lines, standard deviations as bars, single runs as dots."""
+  """The figure: means (a line through them along numbers), deviations as bars, runs as dots."""
   import numpy as np
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -234,7 +234,10 @@ def _draw(
   markers = 'osD^vPX*<>'
   for number, (name, of_line) in enumerate(lines.items()):
     at = [place_of(cell) for cell in of_line]
-    at = at if numeric else [places.index(place) for place in at]
+    if not numeric:
+      # Between names is nothing: no line, and the series side by side.
+      aside = 0.12 * (number - (len(lines) - 1) / 2)
+      at = [places.index(place) + aside for place in at]
     order = np.argsort(at, kind='stable')
     at = np.asarray(at, float)[order]
     values = [of_line[i].values[metric] for i in order]
@@ -242,7 +245,7 @@ def _draw(
     spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
     drawn = axes.errorbar(
         at, means, yerr=spread, marker=markers[number % len(markers)], markersize=5,
-        linewidth=1.6, capsize=2.5, elinewidth=1, label=name or None, zorder=3,
+        linewidth=1.6 if numeric else 0, capsize=2.5, elinewidth=1, label=name or None, zorder=3,
     )  # fmt: skip
     for place, of_point in zip(at, values):
       if len(of_point) > 1:

@@ -99,6 +99,7 @@ def test_help_of_a_command_lists_its_macros_and_the_recipes(capsys, command):
   assert '--gin_file' in printed and 'demo' in printed
   assert 't5x_exact\n      the original code' in printed and 'read after all others' in printed
   assert 'INITIAL_CHECKPOINT_PATH' in printed or command == 'pretrain'
+  assert ("--gin.MODELS [['pico', 'nano']]: the models of a" in printed) == (command == 'sweep')
 
 
 # Errors.

@@ -91,6 +91,20 @@ def test_steps_of_adaptation_are_lines_over_sizes_or_an_axis_of_one_size():
   assert 'parameters' not in repr(one)
 
 
+def test_names_are_side_by_side_without_a_line():
+  grid = SweepResult([
+      record(825_344, size + start, METHOD=method, PROMPT_INIT=init)
+      for size, method in enumerate(['soft prompt', 'prefix'])
+      for start, init in enumerate(['uniform', 'class_labels'])
+  ])
+  figure = sweep_report._draw(grid.cells(), 'accuracy', 'PROMPT_INIT', ['METHOD'], None)
+  axes = figure.axes[0]
+  assert [label.get_text() for label in axes.get_xticklabels()] == ['uniform', 'class_labels']
+  series = [container.lines[0] for container in axes.containers]
+  assert [line.get_linewidth() for line in series] == [0, 0]
+  assert not set(series[0].get_xdata()) & set(series[1].get_xdata())
+
+
 def test_the_table_says_how_large_the_models_are(over_sizes, tmp_path):
   header = repr(over_sizes).splitlines()[0]
   assert re.findall(r'\w+', header) == ['MODEL', 'METHOD', 'parameters', 'accuracy', 'runs']
