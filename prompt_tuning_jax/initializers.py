@@ -47,7 +47,10 @@ def sampled_vocab(
 ) -> Initializer:
   """Embeddings of random words: rows drawn from the first `population` of the table.
 
-  Drawn without replacement, unless the prompt is longer than the population.
+  Drawn without replacement, unless the prompt is longer than the population. As in the original
+  code the first rows are taken as they come: among T5's 5,000 are padding, end of sequence and
+  unknown; a table of fewer rows is drawn from whole, sentinels and rows that no id names included
+  (of `nano` and `pico` one row in twenty).
 
   Args:
     backbone: whose embeddings.

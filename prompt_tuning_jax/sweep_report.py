@@ -51,8 +51,8 @@ class SweepResult:
   Attributes:
     records: of each run its name `run`, its `settings`, the best `step` and the `metrics` there,
       `stopped_at` (the step at which it went out of bounds, or None), the path of its `prompt`
-      in the sweep's folder (None where nothing was trained), and the `parameters` of its
-      backbone.
+      in the sweep's folder (None where nothing was trained), the `parameters` of its backbone,
+      and the `best_metric` that chose the step.
   """
 
   records: list[dict[str, Any]]
@@ -166,7 +166,7 @@ class SweepResult:
 
     Args:
       path: the picture, whose ending says its format.
-      metric: what is drawn; the first one where None.
+      metric: what is drawn; where None the one that chose the steps, else the first.
       x: the setting along the axis: a number, or names side by side; one that chooses models
         of several sizes is drawn by their parameters. Default: the first that does, else the
         first that is a number, else the first, of those that have more than one value.
@@ -175,7 +175,9 @@ class SweepResult:
       ValueError: if there is no such metric or setting.
       ImportError: if matplotlib is not installed.
     """
-    metric = _known(metric or self.metrics[0], self.metrics, 'metric')
+    chosen = self.records[0].get('best_metric')
+    metric = metric or (chosen if chosen in self.metrics else self.metrics[0])
+    metric = _known(metric, self.metrics, 'metric')
     x = _known(x or self._default_x(), list(self.axes) or ['runs'], 'setting')
     # What is the same on all lines tells none from another.
     others = [name for name, values in self.axes.items() if name != x and len(values) > 1]

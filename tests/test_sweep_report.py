@@ -91,6 +91,20 @@ def test_steps_of_adaptation_are_lines_over_sizes_or_an_axis_of_one_size():
   assert 'parameters' not in repr(one)
 
 
+def test_what_chose_the_steps_is_drawn(tmp_path, monkeypatch):
+  of_run = record(825_344, 1, PROMPT_LENGTH=1)
+  of_run['metrics'] = {'accuracy': 1.0, 'f1': 2.0}
+  drawn, draw = [], sweep_report._draw
+  def drawing(cells, metric, *rest):
+    drawn.append(metric)
+    return draw(cells, metric, *rest)
+  monkeypatch.setattr(sweep_report, '_draw', drawing)
+  for best in ({}, {'best_metric': 'f1'}, {'best_metric': None}, {'best_metric': 'gone'}):
+    SweepResult([of_run | best]).plot(tmp_path / 'sweep.png')
+  SweepResult([of_run | {'best_metric': 'f1'}]).plot(tmp_path / 'sweep.png', metric='accuracy')
+  assert drawn == ['accuracy', 'f1', 'accuracy', 'accuracy', 'accuracy']
+
+
 def test_names_are_side_by_side_without_a_line():
   grid = SweepResult([
       record(825_344, size + start, METHOD=method, PROMPT_INIT=init)

@@ -1,7 +1,7 @@
 """The ladder: tiny T5 1.1s of three sizes, made by the library's own commands.
 
   pico, nano, micro     after span corruption and LM adaptation
-  pico_0, pico_100, …   after so many steps of adaptation; 0 is span corruption alone
+  pico_0, pico_100, …   after so many steps of adaptation; 0 is before it
 
 What is worth its size is packaged (`zoo/`). The rest is made by recipes, and found by the same
 names in `folder()`, where `adapt` leaves it.

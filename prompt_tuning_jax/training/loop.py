@@ -291,8 +291,8 @@ class _Log:
     source = f' (of {self._source_name(step - 1)})' if self._source_name else ''
     kept = self._saver.latest()
     error = FloatingPointError(
-        f'Step {step} went out of bounds: {updated}its loss is {metrics["loss"]:g}, the norm of its '
-        f'gradient {metrics["gradient_norm"]:g}, its batch is batches[{step - 1}]{source}. '
+        f'Step {step} went out of bounds: {updated}its loss is {metrics["loss"]:g}, the norm of '
+        f'its gradient {metrics["gradient_norm"]:g}, its batch is batches[{step - 1}]{source}. '
         + (f'The last good state is {kept.path}. ' if kept else 'No state was saved yet. ')
         + 'Start again in another MODEL_DIR with a lower learning rate or another '
         'RANDOM_SEED.'

@@ -421,6 +421,7 @@ class _Results:
           'seconds': round(seconds / len(program), 1),
           'together': len(program),
           'parameters': run.values['backbone'].num_params,
+          'best_metric': run.values['best_metric'],
           'arguments': _sum(self._own[run.name]),
       })
       self.done.add(run.name)
