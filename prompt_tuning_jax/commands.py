@@ -35,7 +35,7 @@ from prompt_tuning_jax.plan import Plan
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.sweep_report import SweepResult
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.sweep import announced, distinct, programs_of
+from prompt_tuning_jax.training.sweep_runs import announced, distinct, programs_of
 
 # Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
 _BATCH_SIZE = 64

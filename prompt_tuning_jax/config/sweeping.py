@@ -16,7 +16,7 @@ from prompt_tuning_jax.config.errors import ConfigError
 from prompt_tuning_jax.config.files import packaged_files
 from prompt_tuning_jax.config.parsing import parse
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.sweep import SweepRun, grid_points
+from prompt_tuning_jax.training.sweep_runs import SweepRun, grid_points
 
 # Names in a grid whose values are gin files, and the folders of those.
 FILE_AXES: Mapping[str, str] = {

@@ -5,109 +5,47 @@
       model_dir='/tmp/length', backbone=backbone, task='demo_gloss_category', train_steps=600, …)
   print(result)                  # a table of mean ± standard deviation over the seeds
 
-The runs are the points of a grid. Those that differ in their prompts alone share a program
-(`together.py`); the others run in turn, and those with a prompt design (`data/prompt_design.py`)
-are evaluated as they are. What a run ended with is written at once, so that an
-interrupted sweep goes on where it stopped, and tables and plots can be made from the results
-alone (`sweep_report.py`).
+The runs are the points of a grid (`sweep_runs.py`). Those that differ in their prompts alone share
+a program (`together.py`); the others run in turn, and those with a prompt design
+(`data/prompt_design.py`) are evaluated as they are. What a run ended with is written at once, so
+that an interrupted sweep goes on where it stopped, and tables and plots can be made from the
+results alone (`sweep_report.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
-import itertools
 import json
 import os
-import re
 import sys
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import processes
-from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.checkpoints.source import read_json, written_whole
-from prompt_tuning_jax.data.cache import load_task_or_mixture
-from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.evaluation.evaluate import evaluate
-from prompt_tuning_jax.evaluation.evaluator import Evaluator
 from prompt_tuning_jax.export import export
 from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
-from prompt_tuning_jax.sweep_report import RESULTS, SEEDS, SweepResult
+from prompt_tuning_jax.sweep_report import RESULTS, SweepResult
 from prompt_tuning_jax.training import together
-from prompt_tuning_jax.training.description import describe, differences
+from prompt_tuning_jax.training.description import differences
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.state_saving import StateSaver
-from prompt_tuning_jax.training.train import (
-    check_metric,
-    check_vocabulary,
-    describe_data,
-    joined,
-    metric_names,
-    train,
+from prompt_tuning_jax.training.sweep_runs import (
+    SweepRun,
+    announced,
+    data_of,
+    description_of,
+    distinct,
+    label_of,
+    programs_of,
+    runs_of_grid,
+    sum_of,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepRun:
-  """A point of a grid.
-
-  Attributes:
-    settings: what the point sets, by the names and values that tables and plots show.
-    arguments: the arguments of `train` that this amounts to, without model_dir; with a `design`
-      among them nothing is trained, and the backbone is evaluated with that.
-  """
-
-  settings: dict[str, Any]
-  arguments: dict[str, Any]
-
-  @property
-  def design(self) -> PromptDesign | None:
-    """Words and solved examples, of a run in which nothing trains."""
-    return self.arguments.get('design')
-
-  @property
-  def values(self) -> dict[str, Any]:
-    """All arguments of `train`, with the defaults of those that are not given."""
-    given = {name: value for name, value in self.arguments.items() if name != 'design'}
-    return together.completed(given)
-
-  @property
-  def name(self) -> str:
-    """'PROMPT_LENGTH=5,RANDOM_SEED=0', also the name of the run's folder."""
-    text = ','.join(f'{name}={value}' for name, value in self.settings.items())
-    short = re.sub(r'[^\w=,.+-]+', '_', text)
-    if short == text and len(short) <= 120:
-      return short
-    # Two texts may become the same file name.
-    return f'{short[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
-
-
-def grid_points(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """All combinations of a grid's values, the last name varying fastest.
-
-  Raises:
-    ValueError: if there is no name, a name has no values, or a value is there twice.
-  """
-  if not isinstance(grid, Mapping) or not grid:
-    raise ValueError(
-        f'The grid of a sweep is {grid!r}; a dict of lists of values was expected, such as '
-        "SWEEP = {'PROMPT_LENGTH': [1, 20, 100], 'RANDOM_SEED': [0, 1, 2]}."
-    )
-  for name, values in grid.items():
-    if not isinstance(values, (list, tuple, Mapping)) or not values:
-      raise ValueError(
-          f'The grid of a sweep has {values!r} for {name}; a list of its values was expected, '
-          f"such as {{'{name}': [{values!r}]}}."
-      )
-    shown = [str(value) for value in values]
-    if twice := sorted({value for value in shown if shown.count(value) > 1}):
-      raise ValueError(f'{name} has the value {", ".join(twice)} more than once in the grid.')
-  return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+from prompt_tuning_jax.training.train import joined, train
 
 
 def sweep(
@@ -141,13 +79,13 @@ def sweep(
     OSError, MemoryError: as `train`. A run whose loss is not finite is part of the results,
       and stops no other.
   """
-  runs = _runs(grid, arguments) if isinstance(grid, Mapping) else list(grid)
+  runs = runs_of_grid(grid, arguments) if isinstance(grid, Mapping) else list(grid)
   if not runs:
     raise ValueError('A sweep of no runs: its grid has no points.')
   # Nothing is trained before all of them, and their data, were looked at.
   runs = distinct(runs)
   programs = programs_of(runs)
-  data = _data_of(runs)
+  data = data_of(runs)
   with ModelDir(model_dir):
     os.makedirs(os.path.join(model_dir, 'runs'), exist_ok=True)
     results = _Results(model_dir, runs, data)
@@ -170,108 +108,6 @@ def _let_go(program: Sequence[SweepRun], later: Sequence[Sequence[SweepRun]]) ->
   needed = [run.values['backbone'] for runs in later for run in runs]
   if needed and all(backbone is not other for other in needed):
     backbone.let_go()
-
-
-def _runs(grid: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[SweepRun]:
-  def labels(values: Any) -> Any:
-    return list(map(_label, values)) if isinstance(values, (list, tuple)) else values
-
-  points = grid_points({name: labels(values) for name, values in grid.items()})
-  labelled = {
-      name: values if isinstance(values, Mapping) else dict(zip(labels(values), values))
-      for name, values in grid.items()
-  }
-  # Of a backbone that is named there is one copy of the weights.
-  opened = functools.cache(load_backbone)
-  runs = []
-  for point in points:
-    of_run = {**arguments, **{n: labelled[n][label] for n, label in point.items()}}
-    if isinstance(of_run.get('backbone'), str):
-      of_run['backbone'] = opened(of_run['backbone'])
-    runs.append(SweepRun(point, of_run))
-  return runs
-
-
-def _label(value: Any) -> Any:
-  """What stands for a value in tables: itself, or what it is made of."""
-  if value is None or isinstance(value, (bool, int, float, str)):
-    return value
-  return json.dumps(describe(value), sort_keys=True, default=str)
-
-
-def distinct(runs: Sequence[SweepRun]) -> list[SweepRun]:
-  """The runs without those that only a seed would tell apart, which they do not use.
-
-  Raises:
-    ValueError: if two are the same run although they differ in more.
-  """
-  found: dict[str, SweepRun] = {}
-  for run in runs:
-    first = found.setdefault(_sum(_description(run)), run)
-    different = [n for n, value in run.settings.items() if first.settings.get(n) != value]
-    if any(name not in SEEDS for name in different):
-      raise ValueError(
-          f'{first.name} and {run.name} are the same run: nothing in it depends on '
-          f'{", ".join(different)}, or a flag decides it for both. Leave one of them out.'
-      )
-  return list(found.values())
-
-
-def programs_of(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
-  """The runs that train together, in their order."""
-  names = [run.name for run in runs]
-  if twice := sorted({name for name in names if names.count(name) > 1}):
-    raise ValueError(f'The sweep has {", ".join(twice)} more than once.')
-  programs: dict[str, list[SweepRun]] = {}
-  for run in runs:
-    key = None if run.design is not None else together.shared_key(run.values)
-    # The same backbone is one object.
-    key = run.name if key is None else [id(run.values['backbone']), key]
-    text = json.dumps(key, sort_keys=True, default=str)
-    programs.setdefault(text, []).append(run)
-  return list(programs.values())
-
-
-def _data_of(runs: Sequence[SweepRun]) -> dict[str, dict[str, Any]]:
-  """What the data of each run hold, by its name.
-
-  Raises:
-    ValueError, OSError: if they cannot be read, or have no BEST_METRIC.
-  """
-  found: dict[str, dict[str, Any]] = {}
-  data = {}
-  for run in runs:
-    values = run.values
-    names = (*_OF_DATA, 'eval_method', 'feature_lengths', 'best_metric')
-    key = describe({name: values[name] for name in names})
-    key = json.dumps([key, id(values['backbone']), describe(run.design)], default=str)
-    if key not in found:
-      found[key] = _data(run)
-    data[run.name] = found[key]
-  return data
-
-
-def _data(run: SweepRun) -> dict[str, Any]:
-  """How many examples a run is trained and evaluated on, and what files of one's own hold."""
-  values = run.values
-  check_vocabulary(values['backbone'])
-  load = {name: values[name] for name in ('tfds_data_dir', 'cache_dir')}
-  load |= {name: values[name] for name in ('task_module', 'target_prefix')}
-
-  def tasks_of(task: Any, split: str) -> Any:
-    return load_task_or_mixture(task, split, values['backbone'].vocabulary, **load)
-
-  found = {}
-  if run.design is None or run.design.examples:
-    found['train'] = describe_data(values['task'], tasks_of(values['task'], 'train'))
-  of_evaluation = values['eval_task'] or values['task']
-  tasks = tasks_of(of_evaluation, values['eval_split'])
-  found['evaluation'] = describe_data(of_evaluation, tasks)
-  if run.design is None and values['best_metric'] is not None:
-    how = {'feature_lengths': values['feature_lengths'], 'method': values['eval_method']}
-    evaluators = [Evaluator(values['backbone'], task, **how) for task, _ in tasks]
-    check_metric(values['best_metric'], metric_names(evaluators))
-  return found
 
 
 def _begun_first(program: list[SweepRun], model_dir: str) -> list[list[SweepRun]]:
@@ -346,11 +182,6 @@ def _train_alone(run: SweepRun, folder: str, model_dir: str, **how: Any) -> dict
   }
 
 
-# What the arguments of `train` say of the data, and of an evaluation.
-_OF_DATA = ('task', 'eval_task', 'eval_split', 'target_prefix', 'task_module')
-_OF_EVALUATION = ('backbone', *_OF_DATA, 'eval_method', 'feature_lengths', 'decoding')
-
-
 def _evaluated(run: SweepRun, *, progress: bool) -> dict[str, float]:
   """The metrics of a run in which nothing trains, measured as those of the others."""
   values = run.values
@@ -388,10 +219,10 @@ class _Results:
     self._records = read_jsonl(self._path, needs=['run', 'arguments'])
     self._descriptions_path = os.path.join(model_dir, 'sweep.json')
     known = read_json(self._descriptions_path) if os.path.exists(self._descriptions_path) else {}
-    self._own = {run.name: _description(run) | {'data': data[run.name]} for run in runs}
+    self._own = {run.name: description_of(run) | {'data': data[run.name]} for run in runs}
     before = {record['run']: record['arguments'] for record in self._records}
     for name, description in self._own.items():
-      if name in before and before[name] != _sum(description):
+      if name in before and before[name] != sum_of(description):
         different = differences(known.get(name, {}), description) if name in known else []
         raise ValueError(
             f'MODEL_DIR {model_dir} holds a result of {name} with other settings than these'
@@ -415,14 +246,14 @@ class _Results:
     for run, result in zip(program, found, strict=True):
       self._records.append({
           'run': run.name,
-          'settings': {name: _label(value) for name, value in run.settings.items()},
+          'settings': {name: label_of(value) for name, value in run.settings.items()},
           **result,
           # Of a program the share of each of its runs.
           'seconds': round(seconds / len(program), 1),
           'together': len(program),
           'parameters': run.values['backbone'].num_params,
           'best_metric': run.values['best_metric'],
-          'arguments': _sum(self._own[run.name]),
+          'arguments': sum_of(self._own[run.name]),
       })
       self.done.add(run.name)
     processes.from_main(self._write)
@@ -438,35 +269,3 @@ class _Results:
     if processes.is_main():
       result.write(self._model_dir)
     return result
-
-
-def _description(run: SweepRun) -> dict[str, Any]:
-  """What decides how a run ends."""
-  kept = {name: value for name, value in run.values.items() if name not in together.ASIDE}
-  if run.design is not None:
-    # Without solved examples its seed draws nothing.
-    design = run.design if run.design.examples else dataclasses.replace(run.design, seed=0)
-    kept = {**{name: kept[name] for name in _OF_EVALUATION}, 'design': design}
-  description = describe(kept) | {'backbone': kept['backbone'].description()}
-  # As it is read again.
-  return json.loads(json.dumps(description, default=str))
-
-
-def _sum(description: Mapping[str, Any]) -> str:
-  text = json.dumps(description, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def announced(programs: Sequence[Sequence[SweepRun]], done: Collection[str] = ()) -> str:
-  """How many runs train how, in a line for each program."""
-  left = [[run for run in program if run.name not in done] for program in programs]
-  count, waiting = sum(map(len, programs)), sum(map(len, left))
-  lines = [f'sweep      {count} runs' + f', {waiting} left' * (waiting < count)]
-  for program in filter(None, left):
-    what = f'{len(program)} in one program' if len(program) > 1 else 'alone'
-    if program[0].design is not None:
-      what = 'evaluated without training'
-    names = [run.name for run in program]
-    shown = ', '.join(names[:3]) + f' … {names[-1]}' * (len(names) > 3)
-    lines.append(f'  {what}: {shown}')
-  return '\n'.join(lines)

@@ -5,7 +5,7 @@ import pytest
 from prompt_tuning_jax import cli, config
 from prompt_tuning_jax.config import ConfigError, building, sweeping
 from prompt_tuning_jax.training.description import describe
-from prompt_tuning_jax.training.sweep import announced, programs_of
+from prompt_tuning_jax.training.sweep_runs import announced, programs_of
 from tests import saved_backbone
 from tests.config.conftest import NEEDED
 

@@ -26,7 +26,15 @@ from prompt_tuning_jax.sweep_report import SweepResult
 from prompt_tuning_jax.training import loop, together
 from prompt_tuning_jax.training import sweep as sweep_lib
 from prompt_tuning_jax.training.optimizers import adafactor, adamw
-from prompt_tuning_jax.training.sweep import SweepRun, distinct, grid_points, sweep
+from prompt_tuning_jax.training.sweep import sweep
+from prompt_tuning_jax.training.sweep_runs import (
+    SweepRun,
+    announced,
+    distinct,
+    grid_points,
+    programs_of,
+    runs_of_grid,
+)
 from prompt_tuning_jax.training.train import train
 from tests.conftest import assert_close
 from tests.training.conftest import CONFIG, FEATURE_LENGTHS
@@ -154,7 +162,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_grows(settings, tmp_path, monkeypa
   monkeypatch.setattr(together, 'train_together', None)
   assert sweep(GRID, model_dir=str(tmp_path / 'parts'), **settings).records == resumed.records
   assert not trained
-  runs = sweep_lib._runs(GRID, settings)
+  runs = runs_of_grid(GRID, settings)
   more = {**GRID, 'method': {**GRID['method'], 2: SoftPrompt(2)}, 'random_seed': [0]}
   with pytest.warns(UserWarning, match='of 2 other points, such as method=1,random_seed=1'):
     grown = sweep(more, model_dir=str(tmp_path / 'parts'), **settings)
@@ -198,7 +206,7 @@ def test_points_that_are_the_same_run(settings):
   with pytest.raises(ValueError, match='log_period=1 and log_period=2 are the same run: nothing'):
     distinct(runs({'log_period': [1, 2]}))
   with pytest.raises(ValueError, match='random_seed has the value 0 more than once'):
-    sweep_lib._runs({'random_seed': [0, 0]}, settings)
+    runs_of_grid({'random_seed': [0, 0]}, settings)
 
 
 @pytest.mark.slow
@@ -458,5 +466,5 @@ def test_a_sweep_says_what_makes_no_sense(settings, tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no results'):
     SweepResult.read(tmp_path)
   deep = {'method': {'a': Prefix(2, hidden=None), 'b': Prefix(3, hidden=None)}}
-  runs = sweep_lib._runs(deep, {**settings, 'trainable': adamw(1e-2)})
-  assert 'alone: method=a' in sweep_lib.announced(sweep_lib.programs_of(runs))
+  runs = runs_of_grid(deep, {**settings, 'trainable': adamw(1e-2)})
+  assert 'alone: method=a' in announced(programs_of(runs))
