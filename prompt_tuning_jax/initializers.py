@@ -49,7 +49,7 @@ def sampled_vocab(
 
   Drawn without replacement, unless the prompt is longer than the population. As in the original
   code the first rows are taken as they come: among T5's 5,000 are padding, end of sequence and
-  unknown; a table of fewer rows is drawn from whole, sentinels and rows that no id names included
+  unknown; a table of fewer rows is drawn from whole, sentinels and rows without a token included
   (of `nano` and `pico` one row in twenty).
 
   Args:

@@ -136,7 +136,7 @@ class SweepResult:
           r['run'] + (f' at step {r["stopped_at"]}' if r['stopped_at'] else '') for r in stopped
       )
       notes.append(
-          f'Went out of bounds, and count with what was measured before: {named}.'
+          f'Went out of bounds, and count with what was measured before, if anything was: {named}.'
       )
     table = screen.table(rows, numbers=numbers)
     return '\n'.join([table, *(['', *notes] if notes else [])])

@@ -223,10 +223,6 @@ def after_adaptation(where: str | os.PathLike[str], steps: int) -> str:
   name, path = os.fspath(where), find(where)
   if not ladder.is_name(name):
     return ladder.at_step(path, steps)
-  packaged = [other for other in packaged_names() if re.fullmatch(rf'{name}(_\d+)?', other)]
-  if len(packaged) == 1 and (made := ladder.made(name)):
-    # Of one training are all steps: where one has to be made here, all are taken from there.
-    return ladder.at_step(made, steps, name)
   if ladder.adaptation_steps(path) == steps:
     return name
   known = [other for other in available() if re.fullmatch(rf'{name}_\d+', other)]

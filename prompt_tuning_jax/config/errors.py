@@ -45,8 +45,10 @@ def explained(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
 def what_is_wrong(error: SyntaxError | tokenize.TokenError) -> str:
   """The first line of a syntax error, in words that are not those of Python's parser."""
   if isinstance(error, tokenize.TokenError):
-    what = 'text' if 'multi-line string' in str(error) else 'bracket'
-    return f'a {what} is not closed'
+    message = str(error).splitlines()[0]
+    if 'EOF in multi-line' not in message:
+      return message
+    return f'a {"text" if "string" in message else "bracket"} is not closed'
   line = error.msg.splitlines()[0].rstrip('.')
   return 'that is no value' if 'malformed node' in line else line
 

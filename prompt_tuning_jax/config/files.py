@@ -89,11 +89,7 @@ class Reader:
     """
     if str(path) in self.read[1:]:
       self.read.remove(str(path))
-    try:
-      gin.parse_config_file(_SCHEME + str(path))
-    except tokenize.TokenError as error:
-      # Python names no file that ends in the middle of a value; it is the last that was opened.
-      raise ConfigError(f'Cannot read {self.read[-1]}: {what_is_wrong(error)}.') from error
+    gin.parse_config_file(_SCHEME + str(path))
 
   def find(self, name: str, within: Path | None = None) -> Path:
     """The file that is meant: as named, or without folder or ending.
@@ -136,6 +132,13 @@ class Reader:
       for number, line in enumerate(text.splitlines(), start=1):
         if match := _MACRO.match(line):
           self.set_in.setdefault(match[1], []).append((f'{path}, line {number}', match[2]))
+    try:
+      # Python would not name a file that ends in the middle of a value.
+      list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except tokenize.TokenError as error:
+      raise ConfigError(f'Cannot read {path}: {what_is_wrong(error)}.') from error
+    except SyntaxError:
+      pass  # Of other mistakes gin says where they are.
     stream = io.StringIO(text)
     stream.name = str(path)  # Gin names it in its messages.
     return stream

@@ -277,7 +277,7 @@ MACROS: Mapping[str, Macro] = {
         _TEXT,
     ),
     'BATCH_SIZE': Macro('examples in a batch', '32', _COUNT),
-    'EVAL_BATCH_SIZE': Macro('examples in a batch of an evaluation', '64', _COUNT, True),
+    'EVAL_BATCH_SIZE': Macro('rows in a batch of an evaluation', '64', _COUNT, True),
     'MICROBATCHES': Macro('parts of a batch, one after the other, to save memory', '1', _COUNT),
     'LENGTHS': Macro(
         "'pad' to the feature lengths, 'bucket' to a few shorter ones, or 'pack' several "

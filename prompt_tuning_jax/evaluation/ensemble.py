@@ -57,7 +57,8 @@ class EnsembleEvaluator:
       prompts: the members, of one kind (`injection_stack.stack_injections`).
       task: the examples.
       ensemble: 'vote' or 'mean', see `voting.agreed`.
-      batch_size: rows of a batch at most, in which an example has one for each prompt.
+      batch_size: rows of a batch, in which an example has one for each prompt: as many examples
+        as fit, at least one, and on a mesh as many as its devices can divide.
       feature_lengths: longest inputs and targets in tokens; default: those that each prompt was
         trained with, and of targets the longest of these.
       placement: where the virtual tokens stand; default: as each prompt was trained.

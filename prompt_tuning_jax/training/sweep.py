@@ -14,6 +14,7 @@ results alone (`sweep_report.py`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -92,7 +93,7 @@ def sweep(
     left = [[run for run in program if run.name not in results.done] for program in programs]
     left = [part for program in left for part in _begun_first(program, model_dir)]
     if progress and processes.is_main():
-      print(announced(programs, results.done), file=sys.stderr)
+      print(announced(left, len(runs) - sum(map(len, left))), file=sys.stderr)
     for number, program in enumerate(left):
       start = time.monotonic()
       found = _train(program, model_dir, created_by=created_by, progress=progress)
@@ -112,16 +113,25 @@ def _let_go(program: Sequence[SweepRun], later: Sequence[Sequence[SweepRun]]) ->
 
 def _begun_first(program: list[SweepRun], model_dir: str) -> list[list[SweepRun]]:
   """Of a sweep that was stopped and got more points, what had begun goes on as it was."""
-  for path in sorted(Path(model_dir).glob('together_*/run.json')):
-    before = read_json(path)
+  def descriptions() -> list[dict[str, Any]]:
+    paths = sorted(Path(model_dir).glob('together_*/run.json'))
+    # One that is damaged is dealt with where it is needed.
+    with contextlib.suppress(ValueError):
+      return [read_json(path) for path in paths if any(path.parent.glob('checkpoint_*'))]
+    return []
+
+  if len(program) < 2 or program[0].design is not None:
+    return [program] if program else []
+  for before in processes.from_main(descriptions):
     names = list(before.get('trials', ()))
     begun = [run for name in names for run in program if run.name == name]
-    if 0 < len(begun) == len(names) < len(program) and StateSaver(path.parent).latest():
-      now = json.loads(json.dumps(together.described([run.values for run in begun], names)))
-      if now.items() <= before.items():
+    if 0 < len(begun) == len(names):
+      now = together.described([run.values for run in begun], names)
+      now |= begun[0].values['backbone'].description()
+      if json.loads(json.dumps(now)).items() <= before.items():
         rest = [run for run in program if run.name not in names]
         return [begun, *_begun_first(rest, model_dir)]
-  return [program] if program else []
+  return [program]
 
 
 def _train(

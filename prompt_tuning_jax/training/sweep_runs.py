@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.checkpoints.load import load_backbone
@@ -130,7 +130,9 @@ def distinct(runs: Sequence[SweepRun]) -> list[SweepRun]:
   """
   found: dict[str, SweepRun] = {}
   for run in runs:
-    first = found.setdefault(sum_of(description_of(run)), run)
+    # The same backbone is one object; what it holds need not be read for this.
+    key = sum_of(_settings_of(run) | {'backbone': id(run.values['backbone'])})
+    first = found.setdefault(key, run)
     different = [n for n, value in run.settings.items() if first.settings.get(n) != value]
     if any(name not in SEEDS for name in different):
       raise ValueError(
@@ -157,14 +159,19 @@ def programs_of(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
 
 def description_of(run: SweepRun) -> dict[str, Any]:
   """What decides how a run ends."""
+  return _settings_of(run) | {'backbone': run.values['backbone'].description()}
+
+
+def _settings_of(run: SweepRun) -> dict[str, Any]:
+  """The same, but for the backbone."""
   kept = {name: value for name, value in run.values.items() if name not in together.ASIDE}
   if run.design is not None:
     # Without solved examples its seed draws nothing.
     design = run.design if run.design.examples else dataclasses.replace(run.design, seed=0)
     kept = {**{name: kept[name] for name in _OF_EVALUATION}, 'design': design}
-  description = describe(kept) | {'backbone': kept['backbone'].description()}
+  del kept['backbone']
   # As it is read again.
-  return json.loads(json.dumps(description, default=str))
+  return json.loads(json.dumps(describe(kept), default=str))
 
 
 def sum_of(description: Mapping[str, Any]) -> str:
@@ -202,9 +209,11 @@ def _data(run: SweepRun) -> dict[str, Any]:
     return load_task_or_mixture(task, split, values['backbone'].vocabulary, **load)
 
   found = {}
-  if run.design is None or run.design.examples:
-    found['train'] = describe_data(values['task'], tasks_of(values['task'], 'train'))
   of_evaluation = values['eval_task'] or values['task']
+  # A design shows examples of the task that it is evaluated on.
+  of_training = values['task'] if run.design is None else of_evaluation
+  if run.design is None or run.design.examples:
+    found['train'] = describe_data(of_training, tasks_of(of_training, 'train'))
   tasks = tasks_of(of_evaluation, values['eval_split'])
   found['evaluation'] = describe_data(of_evaluation, tasks)
   if run.design is None and values['best_metric'] is not None:
@@ -214,12 +223,11 @@ def _data(run: SweepRun) -> dict[str, Any]:
   return found
 
 
-def announced(programs: Sequence[Sequence[SweepRun]], done: Collection[str] = ()) -> str:
-  """How many runs train how, in a line for each program."""
-  left = [[run for run in program if run.name not in done] for program in programs]
-  count, waiting = sum(map(len, programs)), sum(map(len, left))
-  lines = [f'sweep      {count} runs' + f', {waiting} left' * (waiting < count)]
-  for program in filter(None, left):
+def announced(programs: Sequence[Sequence[SweepRun]], done: int = 0) -> str:
+  """How many runs train how, in a line for each program that is left."""
+  waiting = sum(map(len, programs))
+  lines = [f'sweep      {waiting + done} runs' + f', {waiting} left' * bool(done)]
+  for program in programs:
     what = f'{len(program)} in one program' if len(program) > 1 else 'alone'
     if program[0].design is not None:
       what = 'evaluated without training'

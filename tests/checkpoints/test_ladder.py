@@ -99,22 +99,6 @@ def test_a_backbone_is_found_after_some_steps_of_adaptation(zoo):
     load.after_adaptation('nowhere', 0)
 
 
-def test_all_steps_of_a_model_are_of_one_training(tiny, vocabulary, zoo):
-  # Of nano only the end is packaged; what lies beside another end was trained with that.
-  assert load.after_adaptation('nano', 800) == 'nano'
-  for name, steps in (('backbone', 800), ('backbone_100', 100)):
-    metadata = {'adaptation_steps': steps}
-    native.save_backbone(
-        zoo / 'made/nano' / name, TINY_CONFIG, tiny[1], vocabulary, dtype='float32',
-        metadata=metadata,
-    )  # fmt: skip
-  assert load_backbone('nano').source == str(zoo / 'zoo/nano')
-  for steps, name in ((800, 'backbone'), (100, 'backbone_100')):
-    assert load.after_adaptation('nano', steps) == str(zoo / 'made/nano' / name)
-  with pytest.raises(FileNotFoundError, match='It was after 100, 800'):
-    load.after_adaptation('nano', 200)
-
-
 def test_names_of_the_ladder():
   assert ladder.is_name('pico') and ladder.is_name('micro_800')
   assert not any(map(ladder.is_name, ('pico_', 'pico_x', 'picos', './pico', 'giga')))

@@ -131,5 +131,8 @@ def test_only_a_first_line_makes_an_overlay(tmp_path, flags):
 def test_a_file_that_ends_in_the_middle_of_a_value_is_named(flags, tmp_path):
   (tmp_path / 'cut.gin').write_text('CLASS_LABELS = [\n  "a",\n')
   (tmp_path / 'whole.gin').write_text("include 'cut.gin'\n")
+  (tmp_path / 'after.gin').write_text("include 'recipes/demo.gin'\nCLASS_LABELS = [\n")
+  with pytest.raises(config.ConfigError, match=r'Cannot read \S*/after.gin: a bracket is not cl'):
+    config.parse('train', [str(tmp_path / 'after.gin')], flags)
   with pytest.raises(config.ConfigError, match=r'Cannot read \S*/cut.gin: a bracket is not cl'):
     config.parse('train', [str(tmp_path / 'whole.gin')], flags)

@@ -137,3 +137,6 @@ def test_a_dry_run_refuses_points_that_a_flag_makes_the_same(capsys):
   assert cli.main(argv) == 0
   assert cli.main([*argv, '--gin.INITIAL_CHECKPOINT_PATH=pico']) == 2
   assert 'MODEL=pico and MODEL=nano are the same run' in capsys.readouterr().err
+  # Models that are not here are not the same for that.
+  absent = "--gin.SWEEP={'MODEL': ['t5_1_1_base', 't5_1_1_lm100k_base']}"
+  assert cli.main([*argv[:-1], absent]) == 0
