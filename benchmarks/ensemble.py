@@ -50,8 +50,8 @@ def main() -> None:
     return
   print('commands', json.dumps(of_commands(paths, options)))
   for way in ('separate', 'together'):
-    command = [sys.executable, *sys.argv, '--measure', way]
-    print(way, subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    argv = [sys.executable, *sys.argv, '--measure', way]
+    print(way, subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
   for ensemble in ('vote', 'mean'):
     print(ptj.evaluate_prompts(
         ptj.load_backbone('nano'), paths, TASK, split=options.split, ensemble=ensemble,

@@ -89,7 +89,12 @@ class Reader:
     """
     if str(path) in self.read[1:]:
       self.read.remove(str(path))
-    gin.parse_config_file(_SCHEME + str(path))
+    try:
+      gin.parse_config_file(_SCHEME + str(path))
+    except tokenize.TokenError as error:
+      # Python does not name a file that ends in the middle of a value.
+      cut = next(filter(_is_cut, self.read), path)
+      raise ConfigError(f'Cannot read {cut}: {what_is_wrong(error)}.') from error
 
   def find(self, name: str, within: Path | None = None) -> Path:
     """The file that is meant: as named, or without folder or ending.
@@ -132,13 +137,6 @@ class Reader:
       for number, line in enumerate(text.splitlines(), start=1):
         if match := _MACRO.match(line):
           self.set_in.setdefault(match[1], []).append((f'{path}, line {number}', match[2]))
-    try:
-      # Python would not name a file that ends in the middle of a value.
-      list(tokenize.generate_tokens(io.StringIO(text).readline))
-    except tokenize.TokenError as error:
-      raise ConfigError(f'Cannot read {path}: {what_is_wrong(error)}.') from error
-    except SyntaxError:
-      pass  # Of other mistakes gin says where they are.
     stream = io.StringIO(text)
     stream.name = str(path)  # Gin names it in its messages.
     return stream
@@ -158,6 +156,18 @@ class Reader:
         f'No gin file {name!r}.{hint} Looked in {", ".join(map(str, self.folders))}. '
         f'Recipes: {recipes or "none"}.'
     )
+
+
+def _is_cut(path: str) -> bool:
+  """Whether Python's tokens of a file end in the middle of a value."""
+  with open(path, encoding='utf-8') as file:
+    try:
+      list(tokenize.generate_tokens(file.readline))
+    except tokenize.TokenError:
+      return True
+    except SyntaxError:
+      pass
+  return False
 
 
 _reader: Reader | None = None

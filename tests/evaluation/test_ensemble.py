@@ -121,7 +121,7 @@ def test_an_ensemble_is_compiled_once_and_takes_the_weights_of_the_moment(
   assert first.predictions[0]['scores'] != pytest.approx(smaller.predictions[0]['scores'])
 
 
-def test_a_batch_has_no_more_rows_than_are_asked_for(backbone, prompts, task):
+def test_a_batch_has_the_rows_of_the_examples_that_fit_and_of_one_at_least(backbone, prompts, task):
   for batch_size, rows in ((10, 9), (2, 3), (100, 21)):
     evaluator = EnsembleEvaluator(backbone, prompts, task, batch_size=batch_size, **SHAPE)
     batch, _ = next(iter(evaluator._evaluator._batches))
