@@ -19,13 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors.numpy
 
-from prompt_tuning_jax.checkpoints.source import (
-    canonical_json,
-    library_version,
-    open_safetensors,
-    plain,
-    written_whole,
-)
+from prompt_tuning_jax.checkpoints.source import open_safetensors
+from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.injection_arrays import (
     SETTINGS,
     check_numbers,
@@ -33,7 +28,9 @@ from prompt_tuning_jax.injection_arrays import (
     named_arrays,
     prompt_length,
 )
+from prompt_tuning_jax.json_files import as_json, canonical_json
 from prompt_tuning_jax.typing import BackboneSpec, Injection
+from prompt_tuning_jax.writing import written_whole
 
 if TYPE_CHECKING:
   from prompt_tuning_jax.backbones.backbone import Backbone
@@ -118,7 +115,7 @@ class Prompt:
       )
     arrays = named_arrays(self.injection)
     _check_own(self.injection, self.manifest, 'The injection to save')
-    described = {'format': FORMAT, **plain(dataclasses.asdict(self.manifest))}
+    described = {'format': FORMAT, **as_json(dataclasses.asdict(self.manifest))}
     described['injection'] = {name: getattr(self.injection, name) for name in SETTINGS}
     described['sha256'] = _sha256(described, arrays)
     content = safetensors.numpy.save(arrays, metadata={'manifest': canonical_json(described)})

@@ -11,14 +11,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax import partitioning
-from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.typing import KV_FIELDS, Array, Injection
+
+if TYPE_CHECKING:
+  from prompt_tuning_jax.backbones.backbone import Backbone
 
 Initializer = Callable[..., Array]
 
@@ -63,10 +66,10 @@ def sampled_vocab(
     )
 
   def init(key, shape, dtype=jnp.float32):
-    table_VD = _table(backbone, shape)
-    rows = min(population or len(table_VD), len(table_VD))
+    _check_shape(backbone, shape)
+    rows = min(population or backbone.spec.vocab_size, backbone.spec.vocab_size)
     drawn_P = jax.random.choice(key, rows, (shape[0],), replace=shape[0] > rows)
-    return jnp.asarray(table_VD)[drawn_P].astype(dtype)
+    return backbone.embeddings(drawn_P).astype(dtype)
 
   return init
 
@@ -94,7 +97,7 @@ def class_labels(
     raise ValueError('class_labels needs at least one label; set CLASS_LABELS to a list.')
 
   def init(key, shape, dtype=jnp.float32):
-    _table(backbone, shape)  # Says what does not fit.
+    _check_shape(backbone, shape)
     rows_CD = label_embeddings(labels[: shape[0]], backbone)
     prompt_PD = fallback(key, shape, dtype)
     return prompt_PD.at[: len(rows_CD)].set(rows_CD.astype(dtype))
@@ -109,7 +112,9 @@ def label_embeddings(labels: Sequence[str], backbone: Backbone) -> Array:
     ValueError: if a label has no tokens, or the backbone has no vocabulary.
   """
   tokens = [label_tokens(label, backbone) for label in labels]
-  return jnp.stack([jnp.mean(backbone.embeddings(np.array(ids)), axis=0) for ids in tokens])
+  rows = backbone.embeddings(np.concatenate(tokens))  # Once: processes may have to gather them.
+  of_labels = jnp.split(rows, np.cumsum([len(ids) for ids in tokens])[:-1])
+  return jnp.stack([jnp.mean(rows_TD, axis=0) for rows_TD in of_labels])
 
 
 def label_tokens(label: str, backbone: Backbone) -> list[int]:
@@ -136,14 +141,14 @@ def text(words: str, backbone: Backbone, fallback: Initializer | None = None) ->
   fallback = fallback or sampled_vocab(backbone)
 
   def init(key, shape, dtype=jnp.float32):
-    table_VD = _table(backbone, shape)
+    _check_shape(backbone, shape)
     tokens = np.array(_encode(words, backbone)[: shape[0]], np.int32)
     if not tokens.size:
       raise ValueError(
           f'The text {words!r}, from which the prompt is to start, has no tokens in this '
           'vocabulary. Set PROMPT_TEXT to some words.'
       )
-    rows = jnp.asarray(table_VD)[tokens].astype(dtype)
+    rows = backbone.embeddings(tokens).astype(dtype)
     return fallback(key, shape, dtype).at[: len(tokens)].set(rows)
 
   return init
@@ -258,16 +263,14 @@ def from_file(
   return from_array(rows_PD, str(path), fallback)
 
 
-def _table(backbone: Backbone, shape: Sequence[int]) -> Array:
-  """The embedding table, checked against the prompt that is asked for."""
+def _check_shape(backbone: Backbone, shape: Sequence[int]) -> None:
+  """Refuses a prompt that is not as wide as the backbone's embeddings, or has no positions."""
   _check_length(shape)
-  table_VD = backbone.embedding_VD
-  if table_VD.shape[1] != shape[1]:
+  if backbone.spec.d_model != shape[1]:
     raise ValueError(
         f'The prompt has width {shape[1]}, but the embeddings of {backbone.name} have '
-        f'{table_VD.shape[1]}. Initialise from the backbone that the run uses.'
+        f'{backbone.spec.d_model}. Initialise from the backbone that the run uses.'
     )
-  return table_VD
 
 
 def _check_length(shape: Sequence[int]) -> None:
@@ -279,10 +282,6 @@ def _check_length(shape: Sequence[int]) -> None:
 
 
 def _encode(words: str, backbone: Backbone) -> list[int]:
-  if backbone.vocabulary is None:
-    raise ValueError(
-        f'{backbone.name} has no vocabulary, without which a prompt cannot start from the '
-        f'words {words!r}. Load it with the SentencePiece model it was trained with '
-        '(VOCABULARY), or start from uniform or sampled_vocab.'
-    )
-  return backbone.vocabulary.encode(words)
+  return backbone.needed_vocabulary(
+      f'a prompt cannot start from the words {words!r} (though from uniform or sampled_vocab)'
+  ).encode(words)

@@ -17,17 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax.artifact import Manifest, Prompt
-from prompt_tuning_jax.checkpoints.source import (
-    Weights,
-    directory_written_whole,
-    open_safetensors,
-    read_json,
-    write_json,
-    write_safetensors,
-)
+from prompt_tuning_jax.checkpoints import hub
+from prompt_tuning_jax.checkpoints.source import Weights, open_safetensors, write_safetensors
 from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
 from prompt_tuning_jax.injection_arrays import check_numbers
+from prompt_tuning_jax.json_files import read_json, write_json
 from prompt_tuning_jax.typing import Injection
+from prompt_tuning_jax.writing import directory_written_whole
 
 if TYPE_CHECKING:
   from prompt_tuning_jax.backbones.backbone import Backbone
@@ -120,10 +116,11 @@ def save_adapter(
         'encoder_hidden_size': spec.d_model,
         'token_dim': spec.num_heads * spec.d_kv,
     }
+  model = base_model or prompt.manifest.backbone or backbone.name
   described = {
       'peft_type': kind,
       'task_type': _TASK_TYPE,
-      'base_model_name_or_path': base_model or prompt.manifest.backbone or backbone.name,
+      'base_model_name_or_path': hub.repository(model) or model,
       'inference_mode': True,
       'num_virtual_tokens': prompt.length,
       'num_transformer_submodules': 1 if kind == 'PROMPT_TUNING' else 2,

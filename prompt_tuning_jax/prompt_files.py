@@ -18,17 +18,19 @@ from prompt_tuning_jax.artifact import (
     load_artifact,
     save_prompt,
 )
-from prompt_tuning_jax.checkpoints import orbax, t5x
-from prompt_tuning_jax.checkpoints.source import damage_named, written_whole
-from prompt_tuning_jax.checkpoints.storage import is_remote
+from prompt_tuning_jax.checkpoints import hub, orbax, t5x
+from prompt_tuning_jax.checkpoints.source import Weights, damage_named
 from prompt_tuning_jax.injection_arrays import check_numbers
 from prompt_tuning_jax.typing import Injection
+from prompt_tuning_jax.writing import check_local, is_remote, written_whole
 
 if TYPE_CHECKING:
   from prompt_tuning_jax.backbones.backbone import Backbone
 
 # What an imported prompt's artifact keeps of what was known of it.
-_CARRIED_OVER = ('method', 'num_virtual_tokens', 'task', 'feature_lengths', 'metrics', 'step')
+_CARRIED_OVER = (
+    'method', 'num_virtual_tokens', 'task', 'feature_lengths', 'target_prefix', 'metrics', 'step',
+)  # fmt: skip
 _NPY_MAGIC = b'\x93NUMPY'
 _FORMS = (
     'an artifact of this library (.safetensors), an array [P, D] of the original code '
@@ -44,7 +46,8 @@ def load_prompt(path: str | os.PathLike[str]) -> Prompt:
 
   Args:
     path: an artifact of this library, or a `.npy` file of the original code; or the
-      directory of a PEFT adapter, or of a T5X checkpoint of a prompt-tuned run.
+      directory of a PEFT adapter, of a T5X checkpoint of a prompt-tuned run, which may lie in
+      a bucket (`gs://…`), or the MODEL_DIR of a run of this library.
 
   Raises:
     FileNotFoundError: if there is no such file or directory.
@@ -57,6 +60,8 @@ def load_prompt(path: str | os.PathLike[str]) -> Prompt:
 
 
 def _load(path: str) -> Prompt:
+  if is_remote(path):
+    return _of_checkpoint(path, *t5x.read_prompts(path))
   if os.path.isdir(path):
     return _load_directory(path)
   if not os.path.isfile(path):
@@ -100,7 +105,8 @@ def import_prompt(
   prompt = load_prompt(import_path)
   prompt.check(backbone)
   said = prompt.manifest.backbone
-  if not prompt.manifest.backbone_fingerprint and said not in ('', backbone.name):
+  is_artifact = bool(prompt.manifest.backbone_fingerprint)
+  if said and not is_artifact and _published(said) != _published(backbone.name):
     warnings.warn(
         f'{import_path} says that it was trained with {said}; its artifact will say '
         f'{backbone.name} ({backbone.source}). Their sizes agree; whether it is the same '
@@ -108,6 +114,8 @@ def import_prompt(
         stacklevel=2,
     )
   known = {name: getattr(prompt.manifest, name) for name in _CARRIED_OVER}
+  if is_artifact:
+    known['backbone_weights'] = prompt.manifest.backbone_weights
   return save_prompt(
       output,
       prompt.injection,
@@ -116,6 +124,11 @@ def import_prompt(
       created_by=created_by,
       **known,
   )
+
+
+def _published(name: str) -> str:
+  """The one name of a model that has several: T5X's and the Hugging Face hub's."""
+  return hub.repository(name) or name
 
 
 def export_prompt(
@@ -139,10 +152,7 @@ def export_prompt(
     FileExistsError, OSError: if it cannot be written.
   """
   export_path = os.fspath(export_path)
-  if is_remote(export_path):
-    raise ValueError(
-        f'{export_path} is not on this machine. Write to a path here and copy it.'
-    )
+  check_local(export_path)
   if export_path.endswith('.safetensors'):
     raise ValueError(
         f'{export_path} is called like an artifact, which the prompt is already. EXPORT_PATH '
@@ -173,12 +183,16 @@ def export_prompt(
 def _load_directory(path: str) -> Prompt:
   if peft.is_adapter(path):
     return peft.load_adapter(path)
+  if os.path.isfile(artifact := os.path.join(path, 'prompt.safetensors')):
+    return load_artifact(artifact)  # What a run left in its MODEL_DIR.
   if orbax.is_orbax(path):
-    prompts, step = orbax.read_prompts(path)
-  elif t5x.is_t5x(path):
-    prompts, step = t5x.read_prompts(path)
-  else:
-    raise FileNotFoundError(f'{path} is a directory, but no prompt. A prompt is {_FORMS}.')
+    return _of_checkpoint(path, *orbax.read_prompts(path))
+  if t5x.is_t5x(path):
+    return _of_checkpoint(path, *t5x.read_prompts(path))
+  raise FileNotFoundError(f'{path} is a directory, but no prompt. A prompt is {_FORMS}.')
+
+
+def _of_checkpoint(path: str, prompts: Weights, step: int | None) -> Prompt:
   matrices = [name for name, array in prompts.specs.items() if len(array.shape) == 2]
   if len(matrices) != 1 or not matrices[0].startswith('encoder/'):
     raise ValueError(

@@ -245,3 +245,13 @@ def test_peft_itself_computes_what_the_adapter_s_prompt_computes(model, make, go
     batch = prepend_virtual(batch, backbone.spec.vocab_size, 5)
   logits = jax.jit(backbone.module.apply)({'params': backbone.params}, batch, prompt.injection)
   assert_close(logits, expected, 1e-5)
+
+
+def test_an_adapter_names_its_model_as_the_hub_does(backbone, tmp_path):
+  prompt = Prompt(
+      Injection(virtual_embeddings=np.ones((3, 16), np.float32)),
+      Manifest(num_virtual_tokens=3, backbone='t5_1_1_lm100k_base'),
+  )
+  peft.save_adapter(tmp_path / 'adapter', prompt, backbone)
+  described = json.loads((tmp_path / 'adapter' / 'adapter_config.json').read_text())
+  assert described['base_model_name_or_path'] == 'google/t5-base-lm-adapt'

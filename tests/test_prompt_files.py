@@ -27,6 +27,23 @@ def test_an_artifact_is_read_as_one(tmp_path):
   assert load_prompt(tmp_path / 'p').manifest == saved.manifest
 
 
+def test_the_folder_of_a_run_is_read_as_its_prompt(tmp_path):
+  save_prompt(tmp_path / 'prompt.safetensors', Injection(virtual_embeddings=ROWS), task='x')
+  assert load_prompt(tmp_path).manifest.task == 'x'
+
+
+def test_what_an_artifact_says_is_kept_when_it_is_imported_again(backbone_dir, tmp_path):
+  backbone = load_backbone(backbone_dir)
+  save_prompt(
+      tmp_path / 'p', Injection(virtual_embeddings=ROWS), backbone=backbone,
+      target_prefix='<extra_id_0>', backbone_weights='int8',
+  )  # fmt: skip
+  again = import_prompt(
+      backbone=backbone, import_path=str(tmp_path / 'p'), output=str(tmp_path / 'q')
+  ).manifest
+  assert (again.target_prefix, again.backbone_weights) == ('<extra_id_0>', 'int8')
+
+
 def test_a_missing_prompt_is_answered_with_the_nearest(tmp_path):
   path = tmp_path / 'prompt.npy'
   np.save(path, ROWS)

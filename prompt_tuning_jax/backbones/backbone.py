@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones import int8
-from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.data.vocabulary import T5_VOCABULARY, Vocabulary
 from prompt_tuning_jax.typing import Array, BackboneSpec, PyTree
 
 
@@ -40,7 +40,7 @@ class Backbone:
       load_params: Callable[[], PyTree],
       *,
       source: str = '',
-      fingerprint: Callable[[PyTree], str] | str = '',
+      fingerprint: Callable[[], str] | str = '',
       mesh: Mesh | None = None,
       rules: partitioning.Rules = partitioning.DEFAULT_RULES,
       param_dtype: str | None = None,
@@ -66,9 +66,7 @@ class Backbone:
   @functools.cached_property
   def fingerprint(self) -> str:
     """Identity of the weights, independent of the format they were read from."""
-    if callable(self._fingerprint):
-      return self._fingerprint(self.params)
-    return self._fingerprint
+    return self._fingerprint() if callable(self._fingerprint) else self._fingerprint
 
   @property
   def held_as(self) -> str:
@@ -89,6 +87,23 @@ class Backbone:
   def let_go(self) -> None:
     """Forgets the weights, which are read again when they are asked for."""
     self.__dict__.pop('params', None)
+
+  def needed_vocabulary(self, purpose: str) -> Vocabulary:
+    """The vocabulary, for what cannot do without.
+
+    Args:
+      purpose: what cannot be done without it, for the error: a sentence's end.
+
+    Raises:
+      ValueError: if there is none; T5X checkpoints have none beside their weights.
+    """
+    if self.vocabulary is None:
+      raise ValueError(
+          f'{self.name} has no vocabulary beside its weights, without which {purpose}. Set '
+          'VOCABULARY (or load_backbone(…, vocabulary=…)) to the SentencePiece model it was '
+          f'trained with; of T5 1.1, LM-adapted or not, that is a copy of {T5_VOCABULARY}.'
+      )
+    return self.vocabulary
 
   @property
   def spec(self) -> BackboneSpec:
@@ -113,13 +128,13 @@ class Backbone:
       return table_VD
     return int8.dequantize(table_VD, scale_V, -1, self.module.dtype)
 
-  def embeddings(self, ids: np.ndarray | slice) -> Array:
+  def embeddings(self, ids: np.ndarray | Array | slice) -> Array:
     """Some rows of `embedding_VD`, [ids, D]; of a table in int8 no others are converted."""
     table_VD, scale_V = self._embedding()
-    rows = jnp.asarray(table_VD[ids])
+    rows = jnp.asarray(table_VD)[ids]
     if scale_V is None:
       return rows
-    return int8.dequantize(rows, jnp.asarray(scale_V[ids]), -1, self.module.dtype)
+    return int8.dequantize(rows, jnp.asarray(scale_V)[ids], -1, self.module.dtype)
 
   def _embedding(self) -> tuple[Array, Array | None]:
     """The table as it is held, and its scales where that is in int8."""

@@ -13,6 +13,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.partitioning import constrain_rows
@@ -123,19 +124,27 @@ def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
 def place_virtual(x_BSD: Array, rows_PD: Array, index_BS: Array) -> Array:
   """`x_BSD` with row `index` of a prompt wherever the index is not negative."""
   with jax.named_scope('virtual_tokens'):
-    rows = jnp.clip(index_BS, 0, len(rows_PD) - 1)
-    rows_BSD = jnp.asarray(rows_PD, x_BSD.dtype)[rows]
-    return jnp.where((index_BS >= 0)[..., None], rows_BSD, x_BSD)
+    is_virtual_BS = index_BS >= 0
+    length = len(rows_PD)
+    # Ordinary tokens ask for a row that is not there: their gradients, which are zero, are
+    # dropped instead of being added to a row by all of them. Converted behind the choice, so
+    # that the gradients of a row add up in float32.
+    rows_BS = jnp.where(is_virtual_BS, jnp.minimum(index_BS, length - 1), length)
+    rows_BSD = jnp.asarray(rows_PD).at[rows_BS].get(mode='fill', fill_value=0)
+    return jnp.where(is_virtual_BS[..., None], rows_BSD.astype(x_BSD.dtype), x_BSD)
 
 
 def relative_position_bucket(
-    relative_position: Array, *, bidirectional: bool, num_buckets: int, max_distance: int
-) -> Array:
+    relative_position: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
   """Bucket of a distance key − query (Raffel et al., 2020, section 2.1).
 
   Small distances have a bucket each, larger ones share logarithmically growing
   buckets, everything from `max_distance` on shares the last. Bidirectional
   attention spends half of the buckets on keys that come later.
+
+  Computed here and not on the device, as T5X does it: at some distances the logarithm is a
+  whole number, and a device's, which may be a little less, would move them to another bucket.
 
   Args:
     relative_position: int32 array of key position − query position.
@@ -146,21 +155,22 @@ def relative_position_bucket(
   Returns:
     int32 array of the same shape, in [0, num_buckets).
   """
-  offset = jnp.zeros_like(relative_position)
+  relative_position = np.asarray(relative_position, np.int32)
+  offset = np.zeros_like(relative_position)
   if bidirectional:
     num_buckets //= 2
-    offset = jnp.where(relative_position > 0, num_buckets, 0)
-    distance = jnp.abs(relative_position)
+    offset = np.where(relative_position > 0, np.int32(num_buckets), np.int32(0))
+    distance = np.abs(relative_position)
   else:
-    distance = jnp.maximum(-relative_position, 0)
+    distance = np.maximum(-relative_position, 0)
   num_exact = num_buckets // 2
   # The epsilon is T5X's own: it keeps log(0) away where the exact buckets win anyway.
-  log_ratio = jnp.log(
-      distance.astype(jnp.float32) / num_exact + jnp.finfo(jnp.float32).eps
-  ) / jnp.log(jnp.float32(max_distance / num_exact))
-  logarithmic = num_exact + (log_ratio * (num_buckets - num_exact)).astype(jnp.int32)
-  logarithmic = jnp.minimum(logarithmic, num_buckets - 1)
-  return offset + jnp.where(distance < num_exact, distance, logarithmic)
+  log_ratio = np.log(
+      distance.astype(np.float32) / np.float32(num_exact) + np.finfo(np.float32).eps
+  ) / np.log(np.float32(max_distance / num_exact))
+  logarithmic = num_exact + (log_ratio * np.float32(num_buckets - num_exact)).astype(np.int32)
+  logarithmic = np.minimum(logarithmic, num_buckets - 1)
+  return offset + np.where(distance < num_exact, distance, logarithmic)
 
 
 class RelativePositionBias(nn.Module):
@@ -187,13 +197,17 @@ class RelativePositionBias(nn.Module):
         ),
         (self.num_heads, self.num_buckets),
     )
-    buckets_TS = relative_position_bucket(
-        key_positions_S[None, :] - query_positions_T[:, None],
+    # All distances from max_distance on have the same: a table of those up to it says all.
+    farthest = self.max_distance
+    buckets = relative_position_bucket(
+        np.arange(-farthest, farthest + 1),
         bidirectional=self.bidirectional,
         num_buckets=self.num_buckets,
-        max_distance=self.max_distance,
+        max_distance=farthest,
     )
-    bias_1NTS = jnp.asarray(table_NR, self.dtype)[None, :, buckets_TS]
+    by_distance = jnp.asarray(table_NR, self.dtype)[:, buckets]
+    distance_TS = key_positions_S[None, :] - query_positions_T[:, None]
+    bias_1NTS = by_distance[None, :, jnp.clip(distance_TS, -farthest, farthest) + farthest]
     return bias_1NTS if has_position_S is None else bias_1NTS * has_position_S
 
 
@@ -226,11 +240,11 @@ def prepend(
   def one(prefix: Array, own_BSNH: Array) -> Array:
     if prompt_ids_B is None:
       shape = (own_BSNH.shape[0], *prefix.shape)
-      prefix_BPNH = jnp.broadcast_to(prefix.astype(own_BSNH.dtype), shape)
+      prefix_BPNH = jnp.broadcast_to(jnp.asarray(prefix), shape)
     else:
-      # Converted behind the choice, so that the gradients of its rows add up in float32.
-      prefix_BPNH = jnp.asarray(prefix).at[prompt_ids_B].get(mode='clip')
-      prefix_BPNH = constrain_rows(prefix_BPNH.astype(own_BSNH.dtype))
+      prefix_BPNH = constrain_rows(jnp.asarray(prefix).at[prompt_ids_B].get(mode='clip'))
+    # Converted behind the choice, so that the gradients of a prefix add up in float32.
+    prefix_BPNH = prefix_BPNH.astype(own_BSNH.dtype)
     return jnp.concatenate([prefix_BPNH, own_BSNH], axis=1)
 
   return tuple(map(one, prefix, own))

@@ -6,9 +6,9 @@ import os
 import warnings
 
 from prompt_tuning_jax.checkpoints import hf, load, native, t5x
-from prompt_tuning_jax.checkpoints.source import cast, check_vacant
-from prompt_tuning_jax.checkpoints.storage import is_remote
+from prompt_tuning_jax.checkpoints.source import cast
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.writing import check_local, check_vacant
 
 FORMATS = ('native', 'hf', 't5x')
 
@@ -83,9 +83,6 @@ def check_output(output_dir: str | os.PathLike[str], format: str) -> None:
     FileExistsError: if it is a file, or a directory with anything in it but, where that is
       written, a backbone in the library's own layout.
   """
-  if is_remote(output_dir):
-    raise ValueError(
-        f'{os.fspath(output_dir)} is not on this machine. Write to a folder here and copy it.'
-    )
+  check_local(output_dir)
   if format != 'native' or not native.is_native(output_dir):
     check_vacant(output_dir)

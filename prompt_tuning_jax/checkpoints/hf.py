@@ -23,15 +23,14 @@ from prompt_tuning_jax.checkpoints.source import (
     Box,
     Checkpoint,
     Weights,
-    directory_written_whole,
     open_safetensors,
-    read_json,
-    write_json,
     write_safetensors,
 )
 from prompt_tuning_jax.checkpoints.torch_pickle import open_torch
 from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.json_files import read_json, write_json
+from prompt_tuning_jax.writing import directory_written_whole
 
 _EMBEDDING = 'shared.weight'
 _OUTPUT = 'lm_head.weight'
@@ -368,6 +367,8 @@ def _is_tied(
 def _same(stored: Weights, first: str, second: str) -> bool:
   if stored.specs[first].shape != stored.specs[second].shape:
     return False
+  if first in stored.places and stored.places[first] == stored.places.get(second):
+    return True
   # Tables that differ do so in the first rows; the whole of them takes as long as loading.
   return all(
       np.array_equal(stored.part(first, box), stored.part(second, box))
@@ -419,4 +420,9 @@ def _open_shards(
         f'the index names: {", ".join(absent)}. Fetch the model again.'
     )
   specs = {name: shards[shard].specs[name] for name, shard in where.items()}
-  return Weights(specs, lambda name, box: shards[where[name]].part(name, box))
+  places = {
+      name: (shard, shards[shard].places[name])
+      for name, shard in where.items()
+      if name in shards[shard].places
+  }
+  return Weights(specs, lambda name, box: shards[where[name]].part(name, box), places)

@@ -8,6 +8,8 @@ import os
 import re
 from collections.abc import Sequence
 
+from prompt_tuning_jax.json_files import read_json
+
 _SIZES = ('small', 'base', 'large', 'xl', 'xxl')
 
 
@@ -32,6 +34,8 @@ _REPOSITORY = re.compile(r'[\w.-]+/[\w.-]+')
 
 # What a backbone needs of a repository, besides the weights in the first form it has.
 _DESCRIPTIONS = ('config.json', 'spiece.model', 'tokenizer_config.json')
+# One of these says how texts are tokenised.
+_VOCABULARIES = {'spiece.model', 'tokenizer_config.json'}
 _WEIGHTS = (r'model(-\d+-of-\d+)?\.safetensors(\.index\.json)?',
             r'pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?')
 
@@ -44,11 +48,11 @@ def repository(name: str) -> str | None:
 
 
 def fetched(repository: str) -> str | None:
-  """The folder of a repository that was downloaded before; None if it was not."""
+  """The folder of a repository that was downloaded before, as a whole; None if it was not."""
   with contextlib.suppress(Exception):  # Whatever the client raises: it is not here yet.
     hub = importlib.import_module('huggingface_hub')
     folder = hub.snapshot_download(repository, local_files_only=True)
-    if 'config.json' in os.listdir(folder) and _weights(os.listdir(folder)):
+    if 'config.json' in os.listdir(folder) and _is_whole(folder):
       return folder
   return None
 
@@ -68,7 +72,7 @@ def fetch(repository: str) -> str:
         f'{repository} is a model of the Hugging Face hub, and downloading it needs '
         'huggingface_hub: pip install huggingface_hub. Or name a folder that holds it.'
     ) from error
-  if folder := fetched(repository):
+  if (folder := fetched(repository)) and _VOCABULARIES & set(os.listdir(folder)):
     return folder
   try:
     files = hub.list_repo_files(repository)
@@ -77,6 +81,8 @@ def fetch(repository: str) -> str:
   except ValueError:
     raise
   except Exception as error:  # The client's own, and those of the HTTP library of the day.
+    if folder:  # By another program, which had no use for the vocabulary.
+      return folder
     reason = (str(error).splitlines() or [''])[0]
     raise OSError(
         f'{repository} could not be fetched from the Hugging Face hub '
@@ -92,6 +98,17 @@ def _needed(files: Sequence[str], repository: str) -> list[str]:
       f'{repository} holds neither model.safetensors nor pytorch_model.bin. Found '
       f'{", ".join(list(files)[:6])}.'
   )
+
+
+def _is_whole(folder: str) -> bool:
+  """Whether the weights are there: a download may have been stopped between two shards."""
+  held = os.listdir(folder)
+  found = _weights(held)
+  shards: set[str] = set()
+  for name in found:
+    if name.endswith('.index.json'):
+      shards |= set(read_json(os.path.join(folder, name))['weight_map'].values())
+  return bool(found) and shards <= set(held)
 
 
 def _weights(files: Sequence[str]) -> list[str]:

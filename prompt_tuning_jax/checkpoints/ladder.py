@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from prompt_tuning_jax.checkpoints import native
-from prompt_tuning_jax.checkpoints.source import read_json
+from prompt_tuning_jax.json_files import read_json
 
 # The smallest first.
 SIZES = ('pico', 'nano', 'micro')

@@ -17,18 +17,14 @@ from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.backbones.t5_layers import check_cudnn
 from prompt_tuning_jax.checkpoints import hf, hub, ladder, native, orbax, placing, t5x
-from prompt_tuning_jax.checkpoints.source import (
-    Checkpoint,
-    damage_named,
-    fingerprint,
-    read_json,
-)
-from prompt_tuning_jax.checkpoints.storage import is_remote
+from prompt_tuning_jax.checkpoints.source import Checkpoint, damage_named, fingerprint
 from prompt_tuning_jax.data import byte_vocabulary
 from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
 from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.json_files import read_json
 from prompt_tuning_jax.typing import PyTree
+from prompt_tuning_jax.writing import is_remote
 
 _ZOO = Path(__file__).parent.parent / 'zoo'
 _DTYPES = ('float32', 'bfloat16')
@@ -103,13 +99,12 @@ def load_backbone(
         checkpoint.weights, config, held_as, int8=int8, mesh=mesh, rules=rules
     )
 
-  def content_hash(params: PyTree) -> str:
-    # Of the files, not of `params`: it must not depend on the type they are held in.
-    del params
+  def content_hash() -> str:
+    # Of the files, not of the weights as they are held: it must not depend on their type.
     return fingerprint(checkpoint.weights)
 
   return Backbone(
-      name=os.fspath(where) if ladder.is_name(os.fspath(where)) else _name(path),
+      name=_name(os.fspath(where), path),
       module=T5(
           config,
           dtype=dtype,
@@ -191,9 +186,10 @@ def find(where: str | os.PathLike[str]) -> str:
     ValueError: if `where` is a file.
     OSError: if a published model cannot be fetched.
   """
+  where = os.fspath(where)
   if where in packaged_names():
     return str(_ZOO / where)
-  text = os.path.expanduser(os.fspath(where))
+  text = os.path.expanduser(where)
   if (made := ladder.made(text)) is not None:
     return made
   if os.path.isdir(text):
@@ -300,7 +296,13 @@ def open_checkpoint(path: str, max_distance: int | None = None) -> Checkpoint:
 
 def _open(path: str, max_distance: int | None) -> Checkpoint:
   if is_remote(path):
-    return t5x.read_t5x(path, max_distance=max_distance)
+    try:
+      return t5x.read_t5x(path, max_distance=max_distance)
+    except FileNotFoundError as error:
+      raise FileNotFoundError(
+          f'{error} In a bucket only checkpoints that T5X itself wrote (a file `checkpoint`) are '
+          'read: copy a model of another format to this machine first.'
+      ) from error
   held = set(os.listdir(path))
   if native.is_native(path):
     return _with_distance(native.read_native(path), max_distance)
@@ -313,7 +315,7 @@ def _open(path: str, max_distance: int | None) -> Checkpoint:
   inside = sorted(name for name in held if name.startswith('checkpoint_'))
   if inside:
     raise ValueError(
-        f'{path} holds several steps of a T5X run; name one of them: '
+        f'{path} holds what a T5X run saved; name one of its steps: '
         + ', '.join(os.path.join(path, name) for name in inside)
     )
   raise ValueError(
@@ -420,8 +422,13 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
     return {}
 
 
-def _name(path: str) -> str:
-  """A short name for messages: the directory's, with its run's if it is a step."""
+def _name(where: str, path: str) -> str:
+  """A short name for messages: what it is published as, else the directory's.
+
+  That of a run's step has the run's name before it.
+  """
+  if ladder.is_name(where) or (hub.repository(where) and not os.path.isdir(where)):
+    return where
   resolved = Path(path).resolve()
   if resolved.name.startswith('checkpoint_'):
     return f'{resolved.parent.name}/{resolved.name}'

@@ -28,20 +28,17 @@ from prompt_tuning_jax.checkpoints.source import (
     Box,
     Checkpoint,
     Weights,
-    canonical_json,
     cast,
-    file_sha256,
     fingerprint,
-    library_version,
     open_safetensors,
-    plain,
-    sibling,
-    write_json,
     write_safetensors,
 )
 from prompt_tuning_jax.data.byte_vocabulary import ByteVocabulary
+from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.json_files import as_json, canonical_json, write_json
 from prompt_tuning_jax.typing import PyTree
+from prompt_tuning_jax.writing import check_local, file_sha256, sibling
 
 FORMAT = 'prompt_tuning_jax.backbone'
 FORMAT_VERSION = 1
@@ -121,6 +118,7 @@ def write_native(
 
   They are stored in their own type, which must be float32 or bfloat16.
   """
+  check_local(directory)
   target = os.path.realpath(directory)
   names.check_shapes(weights, config, 'The model to write')
   dtypes = {spec.dtype.name for spec in weights.specs.values()}
@@ -132,7 +130,7 @@ def write_native(
   if vocabulary is not None:
     check_vocabulary(vocabulary, config.vocab_size)
   _check_replaceable(target)
-  metadata = plain(metadata or {})
+  metadata = as_json(metadata or {})
   canonical_json(metadata)  # What JSON cannot hold is refused before anything is written.
   unfinished = sibling(target, 'tmp')
   try:
@@ -161,7 +159,7 @@ def _write_files(
       'format': FORMAT,
       'format_version': FORMAT_VERSION,
       'library_version': library_version(),
-      'architecture': plain(dataclasses.asdict(config)),
+      'architecture': as_json(dataclasses.asdict(config)),
       'weights': {
           'file': WEIGHTS_FILE,
           'dtype': next(iter(weights.specs.values())).dtype.name,

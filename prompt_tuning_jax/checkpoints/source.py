@@ -13,9 +13,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,6 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-import prompt_tuning_jax
 from prompt_tuning_jax.typing import Array
 
 if TYPE_CHECKING:
@@ -68,15 +65,24 @@ class Weights(Mapping[str, np.ndarray]):
 
   Attributes:
     specs: shape and stored type of each array, known without reading it.
+    places: where an array is stored, if known; names with equal ones have the same numbers.
   """
 
   def __init__(
       self,
       specs: Mapping[str, jax.ShapeDtypeStruct],
       read: Callable[[str, Box], np.ndarray],
+      places: Mapping[str, Hashable] | None = None,
   ):
-    """`read` gives what lies in a box of a named array; it may read more than that."""
+    """Names arrays; none is read yet.
+
+    Args:
+      specs: shape and stored type of each.
+      read: gives what lies in a box of a named array; it may read more than that.
+      places: where each is stored, for formats in which names may share their numbers.
+    """
     self.specs = dict(specs)
+    self.places = dict(places or {})
     self._read = read
 
   @classmethod
@@ -224,12 +230,6 @@ def write_safetensors(
       file.write(array.reshape(-1).view(np.uint8))
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-  """sha256 of a file, in hexadecimal."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def fingerprint(weights: Mapping[str, np.ndarray | Array]) -> str:
   """Content hash of a backbone that does not depend on the format it came from.
 
@@ -247,117 +247,3 @@ def fingerprint(weights: Mapping[str, np.ndarray | Array]) -> str:
     content = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
     lines.append(f'{name} {list(array.shape)} {content}\n')
   return hashlib.sha256(''.join(sorted(lines)).encode()).hexdigest()
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """The object in a JSON file.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    ValueError: if it is no JSON, or no object.
-  """
-  try:
-    with open(path, encoding='utf-8') as file:
-      content = json.load(file)
-  except ValueError as error:
-    raise ValueError(
-        f'{path} is not JSON ({error}); it was probably cut off. Fetch it again.'
-    ) from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} is not a JSON object. Fetch it again.')
-  return content
-
-
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-  """Writes an object as a JSON file for people to read."""
-  with open(path, 'w', encoding='utf-8') as file:
-    json.dump(content, file, indent=2, ensure_ascii=False)
-    file.write('\n')
-
-
-def plain(value: Any) -> Any:
-  """The same in JSON's own types: numpy and jax scalars become numbers, keys words."""
-  if isinstance(value, Mapping):
-    return {str(key): plain(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [plain(item) for item in value]
-  return value.item() if hasattr(value, 'item') else value
-
-
-def canonical_json(value: Mapping[str, Any]) -> str:
-  """One text for equal values, to be summed; `value` must be `plain`."""
-  return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def library_version() -> str:
-  """This library's version, as recorded in what it writes."""
-  return getattr(prompt_tuning_jax, '__version__', 'unknown')
-
-
-@contextlib.contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
-  """Gives a temporary name beside `path`, which becomes `path` if all goes well.
-
-  After an exception, or a kill, `path` is what it was before.
-  """
-  path = os.path.realpath(path)
-  unfinished = sibling(path, 'tmp')
-  try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    yield unfinished
-    with open(unfinished, 'rb') as file:
-      os.fsync(file.fileno())
-    os.replace(unfinished, path)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise OSError(
-        f'Could not write {path}: {error}. What was there before is unchanged; check '
-        'free space and permissions.'
-    ) from error
-  finally:
-    with contextlib.suppress(OSError):
-      os.remove(unfinished)
-
-
-def check_vacant(directory: str | os.PathLike[str]) -> None:
-  """Raises FileExistsError if something is there, unless it is an empty directory."""
-  if not os.path.lexists(directory):
-    return
-  if not os.path.isdir(directory) or os.listdir(directory):
-    raise FileExistsError(
-        f'{os.fspath(directory)} exists already and is not overwritten. Name another '
-        'directory, or remove that one.'
-    )
-
-
-@contextlib.contextmanager
-def directory_written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
-  """Gives a temporary directory beside `path`, which becomes `path` if all goes well.
-
-  Raises:
-    FileExistsError: if something is at `path`, unless it is an empty directory.
-    OSError: if it cannot be written; nothing is left behind.
-  """
-  path = os.path.realpath(path)
-  check_vacant(path)
-  unfinished = sibling(path, 'tmp')
-  try:
-    os.makedirs(unfinished)
-    yield unfinished
-    for folder, _, names in os.walk(unfinished):
-      for name in names:
-        with open(os.path.join(folder, name), 'rb') as file:
-          os.fsync(file.fileno())
-    os.replace(unfinished, path)
-  except OSError as error:
-    raise OSError(
-        f'Could not write {path}: {error}. Nothing is left of it; check free space and '
-        'permissions.'
-    ) from error
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def sibling(path: str, purpose: str) -> str:
-  """A hidden, unused name beside `path`, on the same file system."""
-  folder, name = os.path.split(path)
-  return os.path.join(folder, f'.{name}.{purpose}-{uuid.uuid4().hex[:8]}')

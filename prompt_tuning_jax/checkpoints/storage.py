@@ -14,11 +14,6 @@ _BUCKET_DRIVERS = {'gs': 'gcs', 's3': 's3'}
 _TIMEOUT_SECONDS = 60
 
 
-def is_remote(where: str | os.PathLike[str]) -> bool:
-  """Whether a directory is named by a URL (`gs://bucket/path`)."""
-  return '://' in os.fspath(where)
-
-
 class Folder:
   """A directory to read from: a path of this machine, `gs://…` or `s3://…`.
 

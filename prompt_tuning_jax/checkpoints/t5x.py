@@ -21,13 +21,9 @@ import numpy as np
 
 from prompt_tuning_jax.backbones.t5 import T5Config
 from prompt_tuning_jax.checkpoints import names, zarr
-from prompt_tuning_jax.checkpoints.source import (
-    Box,
-    Checkpoint,
-    Weights,
-    directory_written_whole,
-)
+from prompt_tuning_jax.checkpoints.source import Box, Checkpoint, Weights
 from prompt_tuning_jax.checkpoints.storage import Folder
+from prompt_tuning_jax.writing import directory_written_whole
 
 _VERSION = 3
 _INDEX_FILE = 'checkpoint'

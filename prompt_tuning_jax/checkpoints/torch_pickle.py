@@ -118,7 +118,11 @@ def open_torch(path: str | os.PathLike[str]) -> Weights:
     except _DAMAGE as error:
       raise _damaged(path, error) from error
 
-  return Weights(specs, read)
+  places = {
+      name: (tensor.storage.key, tensor.offset, tuple(tensor.shape), tuple(tensor.strides))
+      for name, tensor in tensors.items()
+  }
+  return Weights(specs, read, places)
 
 
 def _damaged(path: str, error: Exception) -> ValueError:

@@ -10,7 +10,12 @@ import optax
 import pytest
 
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
-from prompt_tuning_jax.backbones.t5_layers import float32_product, relative_position_bucket
+from prompt_tuning_jax.backbones.t5_layers import (
+    float32_product,
+    place_virtual,
+    prepend,
+    relative_position_bucket,
+)
 from prompt_tuning_jax.backbones.t5_stacks import REMAT_POLICIES
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.typing import Batch, Injection
@@ -337,8 +342,28 @@ def test_a_prompt_of_no_positions_is_refused(tiny, tiny_batch):
     _apply(tiny, tiny_batch, Injection(jnp.zeros((0, 16))))
 
 
+def test_gradients_of_a_prompt_add_up_in_float32_whatever_the_model_computes_in():
+  x = jnp.zeros((64, 5, 16), jnp.bfloat16)
+  index = jnp.tile(jnp.array([0, 1, 2, -7, -1]), (64, 1))
+  weights = jax.random.normal(jax.random.key(0), x.shape).astype(jnp.bfloat16)
+
+  def loss(rows_PD):
+    return jnp.sum((place_virtual(x, rows_PD, index) * weights).astype(jnp.float32))
+
+  gradient = jax.grad(loss)(jnp.ones((3, 16)))
+  expected = np.asarray(weights, np.float32)[:, :3].sum(axis=0)
+  np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+
+  def loss_of_prefix(prefix):
+    keys, values = prepend((prefix, prefix), (x[:, :, None], x[:, :, None]))
+    return jnp.sum((keys[:, :3, 0] * weights[:, :3]).astype(jnp.float32)) + 0 * values.sum()
+
+  gradient = jax.grad(loss_of_prefix)(jnp.ones((3, 1, 16)))
+  np.testing.assert_allclose(gradient[:, 0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_small_distances_have_buckets_of_their_own():
-  distances = jnp.arange(-7, 8)
+  distances = np.arange(-7, 8)
   buckets = relative_position_bucket(
       distances, bidirectional=True, num_buckets=32, max_distance=128
   )
@@ -347,6 +372,6 @@ def test_small_distances_have_buckets_of_their_own():
       buckets, [7, 6, 5, 4, 3, 2, 1, 0, 17, 18, 19, 20, 21, 22, 23]
   )
   far = relative_position_bucket(
-      jnp.array([-500, -128, 500]), bidirectional=True, num_buckets=32, max_distance=128
+      np.array([-500, -128, 500]), bidirectional=True, num_buckets=32, max_distance=128
   )
   np.testing.assert_array_equal(far, [15, 15, 31])

@@ -1,5 +1,6 @@
 """Published models by name, with a hub that stands in for Hugging Face's."""
 
+import json
 import sys
 import types
 
@@ -140,3 +141,33 @@ def test_the_published_names_are_those_of_t5x_and_the_hub():
   assert hub.PUBLISHED['t5_3B'] == 'google-t5/t5-3b'
   assert hub.PUBLISHED['umt5_base'] == 'google/umt5-base'
   assert len(hub.PUBLISHED) == 34
+
+
+def test_a_download_that_was_stopped_goes_on(fake_hub):
+  """The index and one of two shards are no model."""
+  whole = (fake_hub.folder / 'model.safetensors').read_bytes()
+  (fake_hub.folder / 'model.safetensors').unlink()
+  shards = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+  (fake_hub.folder / shards[0]).write_bytes(whole)
+  index = {'weight_map': {'a': shards[0], 'b': shards[1]}}
+  (fake_hub.folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  fake_hub.keeps, fake_hub.downloaded = True, [('before', [])]
+  assert hub.fetched('google/t5-base-lm-adapt') is None
+  hub.fetch('google/t5-base-lm-adapt')
+  assert len(fake_hub.downloaded) == 2
+  (fake_hub.folder / shards[1]).write_bytes(whole)
+  assert hub.fetched('google/t5-base-lm-adapt') == str(fake_hub.folder)
+
+
+def test_a_vocabulary_that_another_program_left_out_is_fetched(fake_hub):
+  fake_hub.keeps, fake_hub.downloaded = True, [('before', [])]
+  hub.fetch('google/t5-base-lm-adapt')
+  assert len(fake_hub.downloaded) == 2
+  (fake_hub.folder / 'spiece.model').write_bytes(saved_backbone.VOCABULARY.read_bytes())
+  hub.fetch('google/t5-base-lm-adapt')
+  assert len(fake_hub.downloaded) == 2
+
+
+def test_a_published_model_has_its_published_name(fake_hub):
+  for name in ('google/t5-base-lm-adapt', 't5_1_1_lm100k_base'):
+    assert load_backbone(name).name == name

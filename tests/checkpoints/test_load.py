@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +210,16 @@ def test_a_packaged_model_is_found_by_name_and_a_slip_is_answered(
     load_backbone('t5_1_1_bass')
 
 
+def test_a_name_may_be_a_path_object():
+  assert load_backbone(Path('nano')).name == 'nano'
+
+
+def test_the_fingerprint_needs_no_weights_on_a_device(formats, monkeypatch):
+  backbone = load_backbone(formats['t5x'])
+  monkeypatch.setattr(backbone, '_load_params', None)
+  assert backbone.fingerprint == load_backbone(formats['hf']).fingerprint
+
+
 def test_a_directory_that_is_not_there_is_answered_with_the_nearest(formats):
   slip = formats['t5x'].with_name('checkpoint_100')
   with pytest.raises(FileNotFoundError, match=f'Did you mean {formats["t5x"]}'):
@@ -220,7 +231,7 @@ def test_what_is_not_a_backbone_is_refused_by_name(formats, tmp_path):
     load_backbone('http://host/t5')
   with pytest.raises(ValueError, match='is a file; a backbone is a directory'):
     load_backbone(formats['hf'] / 'config.json')
-  with pytest.raises(ValueError, match=f'several steps .* {formats["t5x"]}'):
+  with pytest.raises(ValueError, match=f'what a T5X run saved.* {formats["t5x"]}'):
     load_backbone(formats['t5x'].parent)
   with pytest.raises(ValueError, match='not a backbone of a known format.* an empty directory'):
     load_backbone(tmp_path)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from prompt_tuning_jax import writing
 from prompt_tuning_jax.checkpoints import names, native, source
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from tests.checkpoints import samples
@@ -88,7 +89,7 @@ def test_the_files_have_t5x_names_and_say_what_they_are(saved, vocabulary):
   assert set(stored) == {entry.t5x for entry in names.entries(TINY_CONFIG)}
   described = json.loads((saved / 'config.json').read_text())
   assert described['architecture']['d_model'] == 16
-  assert described['weights']['sha256'] == source.file_sha256(saved / 'model.safetensors')
+  assert described['weights']['sha256'] == writing.file_sha256(saved / 'model.safetensors')
   assert described['weights']['parameters'] == sum(x.size for x in stored.values())
   assert described['fingerprint'] == source.fingerprint(stored)
   assert described['vocabulary']['extra_ids'] == vocabulary.extra_ids
@@ -138,7 +139,7 @@ def test_weights_of_another_model_are_refused(saved, tmp_path):
   os.replace(tmp_path / 'w' / 'model.safetensors', saved / 'model.safetensors')
   with pytest.raises(ValueError, match='model.safetensors is damaged'):
     native.read_native(saved)
-  edit_config(saved, {'weights': {'sha256': source.file_sha256(saved / 'model.safetensors')}})
+  edit_config(saved, {'weights': {'sha256': writing.file_sha256(saved / 'model.safetensors')}})
   with pytest.raises(ValueError, match=r'mlp/wo/kernel: expected \[24, 16\], found \[32, 16\]'):
     native.read_native(saved)
 

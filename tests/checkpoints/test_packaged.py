@@ -14,7 +14,7 @@ import prompt_tuning_jax
 from prompt_tuning_jax import cli
 from prompt_tuning_jax.checkpoints import ladder, load
 from prompt_tuning_jax.checkpoints.load import load_backbone
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.typing import Batch
 
 ZOO = Path(prompt_tuning_jax.__file__).parent / 'zoo'

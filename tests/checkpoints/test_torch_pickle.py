@@ -49,6 +49,20 @@ def test_views_share_a_storage(tmp_path):
   np.testing.assert_array_equal(weights['transposed'], WEIGHTS.T)
 
 
+def test_names_of_the_same_numbers_are_told_without_reading_them(tmp_path):
+  data = torch_samples.dictionary({
+      'shared': torch_samples.tensor('0', 'float32', (2, 3), size=6),
+      'copy': torch_samples.tensor('0', 'float32', (2, 3), size=6),
+      'turned': torch_samples.tensor('0', 'float32', (3, 2), size=6),
+      'other': torch_samples.tensor('1', 'float32', (2, 3), size=6),
+  })
+  storages = {key: np.zeros(6, np.float32).tobytes() for key in '01'}
+  path = torch_samples.write_archive(tmp_path / 'model.bin', data, storages)
+  places = open_torch(path).places
+  assert places['shared'] == places['copy']
+  assert len(set(places.values())) == 3
+
+
 def test_parameters_and_attributes_of_the_dictionary_are_read_over(tmp_path):
   parameter = (
       torch_samples.name('torch._utils', '_rebuild_parameter') + b'('

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 
 
 @pytest.fixture
