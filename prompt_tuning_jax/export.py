@@ -244,7 +244,7 @@ def _export_run(
     backbone_path = output
   elif run.tuned_backbone:
     backbone_path = os.path.join(os.path.dirname(os.path.abspath(output)), 'backbone')
-    if os.path.exists(backbone_path):
+    if processes.from_main(lambda: os.path.exists(backbone_path)):
       raise ValueError(
           f'{run.saved.path} tuned the backbone together with the prompt, so both are '
           f'written, but {backbone_path} exists. Name a PROMPT_FILE in another folder.'

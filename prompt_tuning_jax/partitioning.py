@@ -68,18 +68,26 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
   count = len(devices) // slices
   if model < 1 or count % model:
-    valid = [n for n in range(1, count + 1) if count % n == 0]
     raise ValueError(
         f'NUM_PARTITIONS={model} (make_mesh.model), the devices that share a copy of the '
         f'model, does not divide the {count} devices there are'
         + (f' in each of the {slices} slices' if slices > 1 else '')
-        + f'. It may be {", ".join(map(str, valid))}.'
+        + f'. It may be {", ".join(map(str, divisors(count)))}.'
     )
-  shape, types = (count // model, model), (AxisType.Auto,) * len(MESH_AXES)
+  shape = (count // model, model)
+  # Without leave to split an axis of a torus, most divisors have no mesh on a TPU v4, v5p or v6e.
   if slices == 1:
-    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
-  of_slices = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices)
-  return Mesh(of_slices, MESH_AXES, axis_types=types)
+    of_devices = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  else:
+    of_devices = mesh_utils.create_hybrid_device_mesh(
+        shape, (slices, 1), devices, allow_split_physical_axes=True
+    )
+  return Mesh(of_devices, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def divisors(count: int) -> list[int]:
+  """The numbers that divide `count`, ascending."""
+  return [n for n in range(1, count + 1) if count % n == 0]
 
 
 def check_rules(rules: Rules) -> None:
@@ -236,8 +244,7 @@ def check_rows(mesh: Mesh | None, rows: int, what: str, also: str = '') -> None:
   count = count_of_parts(mesh)
   if rows % count:
     rows_that_fit = [n for n in (rows // count * count, -(-rows // count) * count) if n]
-    divisors = [n for n in range(1, mesh.size + 1) if mesh.size % n == 0]
-    that_share = [n for n in divisors if rows % (mesh.size // n) == 0]
+    that_share = [n for n in divisors(mesh.size) if rows % (mesh.size // n) == 0]
     raise ValueError(
         f'{what.format(rows)} does not divide among the {count} parts into which the mesh '
         f'{dict(mesh.shape)} splits a batch. Use {" or ".join(map(str, rows_that_fit))} rows, or '
@@ -246,13 +253,28 @@ def check_rows(mesh: Mesh | None, rows: int, what: str, also: str = '') -> None:
     )
 
 
+def check_microbatches(microbatches: int, rows: int, what: str) -> None:
+  """Raises ValueError unless `rows` can be cut into so many parts.
+
+  Args:
+    microbatches: number of parts.
+    rows: rows of the batch.
+    what: how the message names the rows, `{}` for their number.
+  """
+  if microbatches < 1 or rows % microbatches:
+    raise ValueError(
+        f'MICROBATCHES={microbatches} does not divide {what.format(rows)}. Choose a divisor.'
+    )
+
+
 def check_batch(mesh: Mesh | None, rows: int, microbatches: int, what: str) -> None:
-  """`check_rows` of the batch of a train step and of its parts.
+  """`check_rows` of the batch of a train step and of its parts, of which there may be several.
 
   Raises:
-    ValueError: also where several processes have no mesh, and would each train a model of
-      their own.
+    ValueError: also where they are not equal parts, or where several processes have no mesh, and
+      would each train a model of their own.
   """
+  check_microbatches(microbatches, rows, what)
   if mesh is None and jax.process_count() > 1:
     raise ValueError(
         f'{jax.process_count()} processes train together only on a mesh of all devices: load '
@@ -262,12 +284,11 @@ def check_batch(mesh: Mesh | None, rows: int, microbatches: int, what: str) -> N
   if microbatches > 1:
     of_part = f'a part of {{}} rows ({what.format(rows)} in MICROBATCHES={microbatches})'
     parts = count_of_parts(mesh)
-    fitting = [n for n in range(1, rows // parts + 1) if rows // parts % n == 0]
     check_rows(
         mesh,
         rows // microbatches,
         of_part,
-        f', or MICROBATCHES={" or ".join(map(str, fitting))}',
+        f', or MICROBATCHES={" or ".join(map(str, divisors(rows // parts)))}',
     )
 
 
@@ -279,17 +300,54 @@ def data_share(mesh: Mesh | None) -> tuple[int, int]:
   """
   if mesh is None:
     return jax.process_index(), jax.process_count()
-  rows_of: dict[int, set[int]] = {}
+  rows_of = _rows_of_processes(mesh)
+  parts = _parts(mesh)
+  return parts.index(rows_of[jax.process_index()]), len(parts)
+
+
+def placed_order(mesh: Mesh | None, count: int) -> np.ndarray:
+  """Which row of a batch lies where, once `place_rows` has placed it.
+
+  Devices that are near to each other are neighbours in a mesh, so that the rows of one process
+  need not be.
+
+  Args:
+    mesh: the devices.
+    count: rows of the whole batch, B.
+
+  Returns:
+    int [B]: of each row of the placed array, its number in the order in which the processes,
+    by their `data_share`, bring the rows.
+  """
+  order = np.arange(count)
+  if mesh is None or count % mesh.shape['data']:
+    return order
+  per_device = count // mesh.shape['data']
+  by_device = order.reshape(-1, per_device)
+  placed = np.empty_like(by_device)
+  placed[[row for part in _parts(mesh) for row in part]] = by_device
+  return placed.reshape(-1)
+
+
+def _rows_of_processes(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+  """The rows of the mesh in which each process has devices."""
+  found: dict[int, set[int]] = {}
   for (row, *_), device in np.ndenumerate(mesh.devices):
-    rows_of.setdefault(device.process_index, set()).add(row)
-  parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+    found.setdefault(device.process_index, set()).add(row)
+  return {process: tuple(sorted(rows)) for process, rows in found.items()}
+
+
+def _parts(mesh: Mesh) -> list[tuple[int, ...]]:
+  """The rows of the mesh that belong together, each part with the processes that hold it."""
+  rows_of = _rows_of_processes(mesh)
+  parts = sorted(set(rows_of.values()))
   if sum(map(len, parts)) != mesh.shape['data']:
     raise ValueError(
         f'The mesh {dict(mesh.shape)} lies across {len(rows_of)} processes so that they hold '
         f'rows of batches that overlap in part: {parts}. Let NUM_PARTITIONS divide the devices '
         'of a process, or be a multiple of them.'
     )
-  return parts.index(tuple(sorted(rows_of[jax.process_index()]))), len(parts)
+  return parts
 
 
 def place_rows(tree: PyTree, mesh: Mesh | None) -> PyTree:

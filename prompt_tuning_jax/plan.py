@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning_jax import plan_compiled, targets
+from prompt_tuning_jax import partitioning, plan_compiled, targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data import buckets, packing
 from prompt_tuning_jax.methods import method as method_lib
@@ -26,7 +26,6 @@ from prompt_tuning_jax.plan_setting import Setting, easier_settings
 from prompt_tuning_jax.targets import Target
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import default_optimizer
-from prompt_tuning_jax.training.step import check_microbatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,13 +308,14 @@ def _lengths(given: Mapping[str, int] | None) -> dict[str, int]:
 
 def check_divides(target: Target, partitions: int, rows: int, microbatches: int) -> None:
   """Raises ValueError unless a batch divides among a target's devices and its parts."""
+  if rows < 1:
+    raise ValueError(f'BATCH_SIZE={rows}, but a batch has at least one row.')
   count = target.of_slice
   if count % partitions:
-    valid = [n for n in range(1, count + 1) if count % n == 0]
     raise ValueError(
         f'NUM_PARTITIONS={partitions} does not divide the {count} devices of '
         + ('each slice of ' if target.slices > 1 else '')
-        + f'{target.name}. It may be {", ".join(map(str, valid))}.'
+        + f'{target.name}. It may be {", ".join(map(str, partitioning.divisors(count)))}.'
     )
   data = target.count // partitions
   if rows % data:
@@ -323,7 +323,7 @@ def check_divides(target: Target, partitions: int, rows: int, microbatches: int)
         f'BATCH_SIZE={rows} does not divide among the {data} copies of the model on '
         f'{target.name}. Use a multiple of {data}, or a larger NUM_PARTITIONS.'
     )
-  check_microbatches(microbatches, rows // data, 'the {} rows of a device')
+  partitioning.check_microbatches(microbatches, rows // data, 'the {} rows of a device')
 
 
 def _shown(size: float) -> str:

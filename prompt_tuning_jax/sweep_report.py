@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import screen
-from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.evaluation.report import mean_and_deviation
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
+from prompt_tuning_jax.writing import written_whole
 
 RESULTS = 'results.jsonl'
+
+# Points of a percentage that a plot shows at least, so that noise does not look like a finding.
+_LEAST_SPAN = 5.0
 
 # Over these settings means are taken.
 SEEDS = ('RANDOM_SEED', 'random_seed')
@@ -261,14 +264,22 @@ def _draw(
     names = {size: f'{name}\n{_short(size)}' for name, size in (sizes or {}).items()}
     axes.set_xticklabels([names.get(place, f'{place:g}') for place in sorted(places)])
   else:
-    axes.set_xticks(range(len(places)), [str(place) for place in places])
+    axes.set_xticks(range(len(places)), [str(place).replace('_', ' ') for place in places])
     axes.margins(x=0.15)
+  shown = [value for cell in cells for value in cell.values[metric]]
+  is_percentage = 1 < max(shown) <= 100 and min(shown) >= 0
+  low, high = axes.get_ylim()
+  if is_percentage and (missing := _LEAST_SPAN - (high - low)) > 0:
+    axes.set_ylim(low - missing / 2, high + missing / 2)
   axes.set_xlabel('parameters of the model' if sizes else _title(x))
-  axes.set_ylabel(_title(metric))
+  axes.set_ylabel(f'{_title(metric)} (%)' if is_percentage else _title(metric))
   axes.grid(alpha=0.3, linewidth=0.6)
   axes.spines[['top', 'right']].set_visible(False)
   if len(lines) > 1:
-    axes.legend(fontsize=8, frameon=False, title=', '.join(map(_title, others)), title_fontsize=8)
+    # The points alone: what has no deviation is not to look as if it had.
+    points = [container[0] for container in axes.containers]
+    title = ', '.join(map(_title, others))
+    axes.legend(points, list(lines), fontsize=8, frameon=False, title=title, title_fontsize=8)
   return figure
 
 

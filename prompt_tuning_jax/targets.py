@@ -80,7 +80,7 @@ def parse(name: str) -> Target:
   """
   if name == 'here':
     return _here()
-  count, _, device = name.rpartition('x') if re.match(r'\d+x', name) else ('1', '', name)
+  count, _, device = name.partition('x') if re.match(r'\d+x', name) else ('1', '', name)
   wanted = device.lower()
   for known, (memory, tflops) in _GPUS.items():
     if wanted in (known.lower(), known.lower().partition('-')[0]) and _is_the_only(wanted):

@@ -5,8 +5,10 @@ import socket
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -133,3 +135,33 @@ def test_each_of_two_processes_reads_what_its_devices_hold(form, tmp_path):
   finally:
     for process in processes:
       process.kill()
+
+
+def test_rows_that_a_process_brings_are_found_where_its_devices_are():
+  """As on TPUs, whose neighbours in the mesh are those of the torus."""
+  devices = np.array([[types.SimpleNamespace(process_index=p)] for p in (0, 1, 1, 0)])
+  mesh = types.SimpleNamespace(devices=devices, shape={'data': 4, 'model': 1})
+  assert partitioning.placed_order(mesh, 8).tolist() == [0, 1, 4, 5, 6, 7, 2, 3]
+  # Rows that do not divide are copied to all, and without a mesh nothing moves.
+  assert partitioning.placed_order(mesh, 6).tolist() == list(range(6))
+  assert partitioning.placed_order(None, 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('model', [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(
+    ('kind', 'shape'),
+    [('TPU v5 lite', (4, 4, 1)), ('TPU v6 lite', (4, 4, 1)), ('TPU v5', (2, 2, 4))],
+)
+def test_every_number_of_partitions_that_divides_has_a_mesh_on_a_torus(
+    monkeypatch, kind, shape, model
+):
+  monkeypatch.setattr(partitioning, 'Mesh', lambda devices, names, axis_types: devices)
+  devices = [
+      types.SimpleNamespace(
+          id=number, platform='tpu', device_kind=kind, coords=at, core_on_chip=0, process_index=0
+      )
+      for number, at in enumerate(np.ndindex(*shape))
+  ]
+  mesh = partitioning.make_mesh(model, devices)
+  assert mesh.shape == (16 // model, model)
+  assert sorted(device.id for device in mesh.flat) == list(range(16))

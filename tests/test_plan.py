@@ -30,7 +30,7 @@ def backbone(config, remat='none', dtype=jnp.bfloat16, rules=partitioning.DEFAUL
     ('name', 'count', 'gib'),
     [
         ('8xH100-80GB', 8, 80), ('h100', 1, 80), ('2xA100-40GB', 2, 40), ('v5e-8', 8, 16),
-        ('v4-8', 4, 32), ('4xv5e-8', 32, 16),
+        ('v4-8', 4, 32), ('4xv5e-8', 32, 16), ('8xrtx4090-24gb', 8, 24),
     ],
 )  # fmt: skip
 def test_targets_by_name(name, count, gib):

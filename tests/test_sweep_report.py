@@ -113,7 +113,7 @@ def test_names_are_side_by_side_without_a_line():
   ])
   figure = sweep_report._draw(grid.cells(), 'accuracy', 'PROMPT_INIT', ['METHOD'], None)
   axes = figure.axes[0]
-  assert [label.get_text() for label in axes.get_xticklabels()] == ['uniform', 'class_labels']
+  assert [label.get_text() for label in axes.get_xticklabels()] == ['uniform', 'class labels']
   series = [container.lines[0] for container in axes.containers]
   assert [line.get_linewidth() for line in series] == [0, 0]
   assert not set(series[0].get_xdata()) & set(series[1].get_xdata())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -37,11 +38,16 @@ class Linear(nn.Module):
       if self.output_init is None:
         return kernel
       wanted = self.output_init(key, (*x.shape[:-1], self.features))
-      return kernel + jnp.linalg.pinv(x) @ (wanted - bias - x @ kernel)
+      rest = wanted - bias - _matmul(x, kernel)
+      return kernel + _matmul(jnp.linalg.pinv(x), rest)
 
     bias = self.param('bias', uniform, (self.features,))
     kernel = self.param('kernel', kernel_init, (x.shape[-1], self.features))
-    return x @ kernel + bias
+    return _matmul(x, kernel) + bias
+
+
+# Accelerators multiply float32 in fewer digits unless they are told; so little costs nothing.
+_matmul = functools.partial(jnp.matmul, precision='highest')
 
 
 def uniform_within(bound: float) -> Callable[..., Array]:

@@ -79,7 +79,9 @@ class PTuning(VirtualTokens):
     for layer in range(self.lstm_layers):
       width = _units('lstm_width', self.lstm_width, spec.d_model)
       directions = [_lstm(width, f'lstm_{layer}_{way}') for way in ('forward', 'backward')]
-      x_PE = nn.Bidirectional(*directions)(x_PE)
+      # Accelerators multiply float32 in fewer digits unless they are told.
+      with jax.default_matmul_precision('highest'):
+        x_PE = nn.Bidirectional(*directions)(x_PE)
     for layer, width in enumerate(self.mlp_widths):
       width = _units('mlp_widths', width, spec.d_model)
       x_PE = nn.relu(Linear(width, name=f'mlp_{layer}')(x_PE))

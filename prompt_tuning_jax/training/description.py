@@ -1,9 +1,9 @@
 """What a run is, as plain JSON values, so that two runs can be told apart.
 
-Optimisers, schedules and initialisers are functions that other functions made. What
-they do lies in the variables they close over, so these are what is described, and of a lambda,
-which has no name of its own, the constants in its body. Nothing described differs between two
-identical runs: no addresses, no times.
+Optimisers, schedules and initialisers are functions that other functions made. What they
+do lies in the variables they close over and the defaults of their arguments, so these are what is
+described, and of a function of the user's own the constants in its body. Nothing described differs
+between two identical runs: no addresses, no times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import enum
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ _Maker = TypeVar('_Maker', bound=Callable[..., Any])
 
 # Fields that Flax adds to every module.
 _FLAX_FIELDS = ('parent', 'name')
+# Whose functions' bodies change with their versions alone, and not from run to run.
+_LIBRARIES = ('flax', 'jax', 'numpy', 'optax', 'prompt_tuning_jax')
 
 
 def keeps_arguments(make: _Maker) -> _Maker:
@@ -120,10 +123,31 @@ def _variables(function: Callable[..., Any]) -> dict[str, Any]:
     # A variable that the maker never set is not there to be read.
     with contextlib.suppress(ValueError):
       variables[name] = cell.cell_contents
-  if getattr(code, 'co_name', '') == '<lambda>':
-    constants = [value for value in code.co_consts if isinstance(value, (int, float, str))]
-    variables |= {'constants': constants} if constants else {}
+  by_place = getattr(function, '__defaults__', None) or ()
+  by_name = getattr(function, '__kwdefaults__', None) or {}
+  if defaults := [*_literals(by_place), *_literals(by_name.values())]:
+    variables['defaults'] = defaults
+  library = (getattr(function, '__module__', None) or '').split('.')[0] in _LIBRARIES
+  if code is not None and (not library or code.co_name == '<lambda>'):
+    if constants := _constants(code, function):
+      variables['constants'] = constants
   return variables
+
+
+def _constants(code: types.CodeType, function: Callable[..., Any]) -> list[Any]:
+  """The numbers and texts in a function's body, and in those of functions within it."""
+  found = [value for value in _literals(code.co_consts) if value != function.__doc__]
+  # A number of the module, such as a rate that several schedules share.
+  known = [function.__globals__.get(name) for name in code.co_names]
+  found += [value for value in _literals(known) if not isinstance(value, str)]
+  for inner in code.co_consts:
+    if isinstance(inner, types.CodeType):
+      found += _constants(inner, function)
+  return found
+
+
+def _literals(values: Iterable[Any]) -> list[Any]:
+  return [value for value in values if isinstance(value, (int, float, str))]
 
 
 def _leaves(value: Any, place: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 import threading
@@ -70,18 +71,31 @@ def _is_multiple(step: int, period: int) -> bool:
   return period > 0 and step > 0 and step % period == 0
 
 
+class OutOfBounds(FloatingPointError):
+  """A loss, a gradient or a parameter is not finite.
+
+  Attributes:
+    step: the first step of which that is known.
+  """
+
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step
+
+
 class Interrupted(Exception):
   """SIGTERM or SIGINT came, to any process; the state was saved before this was raised."""
 
 
 def run(
-    state: TrainState,
+    start: Callable[[], TrainState],
     frozen: PyTree,
     train_step: Callable[[TrainState, PyTree, Batch], tuple[TrainState, dict]],
     batches: Batches,
     config: LoopConfig,
     *,
     saver: StateSaver,
+    template: TrainState,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     source_name: Callable[[int], str] | None = None,
     summarize: Callable[[list[dict[str, Any]]], dict[str, float]] | None = None,
@@ -94,12 +108,14 @@ def run(
   state is restored to the bit, and batches and dropout are functions of the step.
 
   Args:
-    state: the state before the first step, also the template for restoring.
+    start: makes the state before the first step, where none was saved; the devices never hold
+      both it and a restored one.
     frozen: the tree that is not differentiated.
     train_step: see `training.step.make_train_step`.
     batches: `batches[step]` is the batch of that step, counted from 0.
     config: lengths and periods.
     saver: where states are saved to and restored from.
+    template: shapes, types and places of a state, to restore one.
     evaluate: called with the state at every evaluation; its numbers are logged and kept
       beside the state, and the saver keeps the best state by them.
     source_name: name of the mixture component that a step's batch comes from; the loss of
@@ -113,13 +129,13 @@ def run(
     The state after the last step.
 
   Raises:
-    FloatingPointError: if the loss or a parameter is not finite; the last good state
-      stays saved.
+    OutOfBounds: if the loss or a parameter is not finite; the last good state stays saved.
     Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
   processes.check_same(dataclasses.asdict(config), 'steps and periods')
-  if (restored := saver.restore(state)) is not None:
-    state, _ = restored
+  restored = saver.restore(template)
+  state = start() if restored is None else restored[0]
+  del restored
   step = int(state.step)
   if step > config.train_steps:
     warnings.warn(
@@ -135,12 +151,22 @@ def run(
     return state
 
   any_process = processes.AnyProcess()
-  with _Log(saver, step, config, source_name, summarize, progress) as log, _stop_signal() as stop:
+  with _Log(saver, step, config, source_name, summarize, progress) as log, _Stop() as stop:
+
+    def interrupted() -> Interrupted:
+      return Interrupted(
+          f'Stopped at step {step} of {config.train_steps}; its state is in '
+          f'{saver.path(step)}. Run the same command again to go on.'
+      )
 
     def evaluate_state() -> None:
-      metrics = evaluate(state)
+      # Its state is saved: a process that is alone need not finish what may take minutes.
+      with stop.at_once(interrupted) if jax.process_count() == 1 else contextlib.nullcontext():
+        metrics = evaluate(state)
       log.write(step, {f'eval/{name}': value for name, value in metrics.items()})
       saver.record_metrics(step, metrics)
+      if any_process(stop.requested):
+        raise processes.shared(interrupted())
 
     if unmeasured:
       evaluate_state()
@@ -149,48 +175,67 @@ def run(
       state, metrics = train_step(state, frozen, batches[step])
       step += 1
       log.end_step(step, metrics)
-      stopping = any_process(stop.is_set())
+      stopping = any_process(stop.requested)
       saving = stopping or config.saves_at(step)
       if saving or step % config.log_period == 0:
         log.flush(state)  # Raises where the state is not fit to be saved.
       if saving:
         saver.save(step, state, description=description)
       if stopping:
-        raise processes.shared(Interrupted(
-            f'Stopped at step {step} of {config.train_steps}; its state is in '
-            f'{saver.path(step)}. Run the same command again to go on.'
-        ))
+        raise processes.shared(interrupted())
       if evaluate is not None and config.evaluates_at(step):
         evaluate_state()
+    if any_process(stop.requested):  # While the last state was saved.
+      raise processes.shared(interrupted())
   return state
 
 
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-  """An event that SIGTERM and SIGINT set, instead of ending the process in mid-step.
+class _Stop:
+  """Takes SIGTERM and SIGINT, which then do not end the process in mid-step.
 
-  A second SIGINT does what it always did: nobody has to wait for an evaluation.
+  A second SIGINT does what it always did.
+
+  Attributes:
+    requested: whether one of them came.
   """
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event
-    return
-  previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-  def stop(number, frame):
-    del frame
-    event.set()
-    if number == signal.SIGINT:
-      signal.signal(number, previous[number] or signal.SIG_DFL)
+  def __init__(self):
+    self.requested = False
+    self._error: Callable[[], Exception] | None = None
+    self._previous: dict[int, Any] = {}
 
-  for number in previous:
-    signal.signal(number, stop)
-  try:
-    yield event
-  finally:
-    for number, handler in previous.items():
+  def __enter__(self) -> _Stop:
+    # Python lets no other thread take signals.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._take)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    for number, handler in self._previous.items():
       # None is a handler that was not set from Python.
       signal.signal(number, handler or signal.SIG_DFL)
+
+  @contextlib.contextmanager
+  def at_once(self, error: Callable[[], Exception]) -> Iterator[None]:
+    """What runs within is given up when a signal comes, by this error."""
+    self._error = error
+    try:
+      yield
+    finally:
+      self._error = None
+
+  def _take(self, number: int, frame: Any) -> None:
+    del frame
+    self.requested = True
+    if number == signal.SIGINT:
+      signal.signal(number, self._previous[number] or signal.SIG_DFL)
+    if self._error is not None:
+      error, self._error = self._error, None
+      raise error()
+    if number == signal.SIGINT:
+      # Not through sys.stderr, which the signal may have found in the middle of a line.
+      os.write(2, b'\nStopping after this step; Ctrl-C again stops at once.\n')
 
 
 class _Log:
@@ -254,7 +299,7 @@ class _Log:
     """Checks and writes the metrics of the steps since the last record.
 
     Raises:
-      FloatingPointError: if one of the losses, or a parameter, is not finite.
+      OutOfBounds: if one of the losses, or a parameter, is not finite.
     """
     waited = time.perf_counter()
     steps = [step for step, _ in self._pending]
@@ -279,8 +324,8 @@ class _Log:
     if self._writer is not None:
       self._writer.write(step, metrics)
 
-  def _out_of_bounds(self, steps: list[int], fetched: list[dict]) -> FloatingPointError:
-    """Which step went wrong: the first whose loss or gradient is not finite, also as `step`."""
+  def _out_of_bounds(self, steps: list[int], fetched: list[dict]) -> OutOfBounds:
+    """Which step went wrong: the first whose loss or gradient is not finite."""
     bad = [
         (step, m)
         for step, m in zip(steps, fetched)
@@ -290,15 +335,14 @@ class _Log:
     updated = '' if bad else 'what it trains is not finite after its update, '
     source = f' (of {self._source_name(step - 1)})' if self._source_name else ''
     kept = self._saver.latest()
-    error = FloatingPointError(
+    return OutOfBounds(
         f'Step {step} went out of bounds: {updated}its loss is {metrics["loss"]:g}, the norm of '
         f'its gradient {metrics["gradient_norm"]:g}, its batch is batches[{step - 1}]{source}. '
         + (f'The last good state is {kept.path}. ' if kept else 'No state was saved yet. ')
         + 'Start again in another MODEL_DIR with a lower learning rate or another '
-        'RANDOM_SEED.'
+        'RANDOM_SEED.',
+        step,
     )
-    error.step = step
-    return error
 
 
 def summary_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl, write_jsonl
 
 
 class MetricsWriter:
@@ -31,9 +31,7 @@ class MetricsWriter:
         for record in read_jsonl(self._path, needs=['step'])
         if record['step'] <= resume_step
     ]
-    with open(self._path + '.tmp', 'w', encoding='utf-8') as file:
-      file.writelines(json.dumps(record) + '\n' for record in kept)
-    os.replace(self._path + '.tmp', self._path)
+    write_jsonl(self._path, kept)
     self._file = open(self._path, 'a', encoding='utf-8')
 
     folder = os.path.join(model_dir, 'tensorboard')

@@ -11,10 +11,12 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from prompt_tuning_jax import processes
 from prompt_tuning_jax.training.description import differences
+from prompt_tuning_jax.writing import check_local, written_whole
 
 _LOCK = 'run.lock'
 _DESCRIPTION = 'run.json'
@@ -39,6 +41,8 @@ class ModelDir:
   """
 
   def __init__(self, path: str | os.PathLike[str]):
+    """Raises ValueError if the folder is not on this machine."""
+    check_local(path)
     self.path = os.path.abspath(path)
     self._lock: TextIO | None = None
     self._is_new = False
@@ -106,10 +110,8 @@ class ModelDir:
         )
       return
     self._is_new = True
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-      json.dump(description, file, indent=1)
-      file.write('\n')
-    os.replace(path + '.tmp', path)
+    with written_whole(path) as unfinished:
+      Path(unfinished).write_text(json.dumps(description, indent=1) + '\n', encoding='utf-8')
 
   def _holds_states(self) -> bool:
     return any(name.startswith('checkpoint_') for name in os.listdir(self.path))

@@ -183,13 +183,13 @@ def muon(
   """
 
   def dimension_numbers(params):
-    # Stacked kernels are the only arrays with three axes.
-    return jax.tree.map(
-        lambda leaf: contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
-        if leaf.ndim == 3
-        else None,
-        params,
-    )
+    def of(path, leaf):
+      # umT5's bias tables are stacked as well, and no kernels.
+      if path[-1] == jax.tree_util.DictKey('kernel') and leaf.ndim == 3:
+        return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
+      return None
+
+    return jax.tree_util.tree_map_with_path(of, params)
 
   tx = contrib.muon(
       learning_rate,

@@ -80,7 +80,7 @@ class RunParameters:
   def template(self) -> TrainState:
     if self._mesh is None:
       return jax.eval_shape(self.initial_state)
-    return _places(self.placed_state())
+    return places_of(self.placed_state())
 
   @property
   def count(self) -> int:
@@ -96,14 +96,12 @@ class RunParameters:
 
   def placed_state(self) -> TrainState:
     """The same on the run's mesh: copies of a prompt everywhere, a model in its shards."""
-    state = partitioning.replicate(self.initial_state(), self._mesh)
-    if self._mesh is not None:
-      self.template = _places(state)
-    return state
+    return partitioning.replicate(self.initial_state(), self._mesh)
 
-  def placement_of(self, state: TrainState) -> tuple[Any, Any] | None:
+  @property
+  def placement(self) -> tuple[Any, Any] | None:
     """Where a step is to leave the state and its metrics; None without a mesh."""
-    return placement_of(state, self._mesh)
+    return placement_of(self.template, self._mesh)
 
   def folded(self, trained: PyTree) -> tuple[Injection | None, PyTree]:
     """What inference needs of a trainable tree: the Injection and the backbone's weights."""
@@ -115,13 +113,19 @@ class RunParameters:
 
 
 def placement_of(state: PyTree, mesh: Mesh | None) -> tuple[Any, Any] | None:
-  """Where a step is to leave a state, each array where it lies, and its metrics."""
+  """Where a step is to leave a state, each array where it lies, and its metrics.
+
+  Args:
+    state: arrays, or what `places_of` says of them.
+    mesh: the run's; None for one device, where nothing has to be said.
+  """
   if mesh is None:
     return None
   return jax.tree.map(lambda x: x.sharding, state), partitioning.everywhere(mesh)
 
 
-def _places(state: TrainState) -> TrainState:
+def places_of(state: PyTree) -> PyTree:
+  """Shapes, types and places of a state's arrays."""
   return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )

@@ -30,7 +30,7 @@ from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.parameters import RunParameters
 from prompt_tuning_jax.training.state_saving import StateSaver
-from prompt_tuning_jax.training.step import check_microbatches, make_train_step
+from prompt_tuning_jax.training.step import make_train_step
 from prompt_tuning_jax.typing import PyTree
 
 
@@ -126,6 +126,12 @@ def pretrain(
         'dropout_rate': dropout_rate,
         'random_seed': random_seed,
     }
+    if backbone is not None:
+      held = backbone.description()
+      description |= {name: held[name] for name in ('weights', 'attention')}
+    if dropout_rate:
+      # Each part of a batch has masks of its own.
+      description['microbatches'] = microbatches
     folder.claim(description)
     share, shares = partitioning.data_share(mesh)
     batches = PretrainingBatches(
@@ -141,7 +147,6 @@ def pretrain(
           _summary(module, backbone, batches, train_steps, description, parameters.count),
           file=sys.stderr,
       )
-    state = parameters.placed_state()
     train_step = make_train_step(
         None,
         module,
@@ -149,18 +154,22 @@ def pretrain(
         loss=loss,
         microbatches=microbatches,
         seed=random_seed,
-        placement=parameters.placement_of(state),
+        placement=parameters.placement,
     )
     with partitioning.on(mesh):
       for step in [*_due(backbone_steps, model_dir, saver), train_steps]:
-        if step > 0:
+        if step == 0:
+          state = parameters.placed_state()
+        else:
+          # From the second time on it begins with the state that the one before saved.
           state = loop.run(
-              state,
+              parameters.placed_state,
               parameters.frozen,
               train_step,
               partitioning.PlacedBatches(batches, mesh),
               dataclasses.replace(periods, train_steps=step),
               saver=saver,
+              template=parameters.template,
               source_name=batches.component_name,
               description=description,
               progress=progress,
@@ -179,6 +188,7 @@ def pretrain(
                 **({} if backbone is None else {'adaptation_steps': int(state.step)}),
             },
         )
+        del state, weights  # The devices have no room for two.
   return path
 
 
@@ -223,7 +233,6 @@ def check_components(
   """Raises ValueError unless every component's batches can be cut into so many parts."""
   for component in components:
     what = f'the batch_size={{}} of component {component.name!r}'
-    check_microbatches(microbatches, component.batch_size, what)
     partitioning.check_batch(mesh, component.batch_size, microbatches, what)
 
 

@@ -30,13 +30,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
 from prompt_tuning_jax import partitioning, processes
-from prompt_tuning_jax.checkpoints.source import (
-    canonical_json,
-    file_sha256,
-    plain,
-    written_whole,
-)
+from prompt_tuning_jax.json_files import as_json, canonical_json
 from prompt_tuning_jax.typing import PyTree
+from prompt_tuning_jax.writing import file_sha256, written_whole
 
 _NAME = re.compile(r'checkpoint_(\d+)')
 _UNFINISHED = re.compile(r'checkpoint_\d+(\.old)?\.tmp')
@@ -130,7 +126,7 @@ class StateSaver:
       manifest = {
           'step': step,
           'metrics': {},
-          'description': plain(description or {}),
+          'description': as_json(description or {}),
           'arrays': {name: [str(a.dtype), *a.shape] for name, a in arrays.items()},
           'files': {
               name: file_sha256(os.path.join(unfinished, name)) for name in _files(unfinished)
@@ -157,7 +153,7 @@ class StateSaver:
     def record() -> None:
       path = self.path(step)
       manifest = _read_manifest(path)
-      _write_manifest(path, manifest | {'metrics': plain(metrics)})
+      _write_manifest(path, manifest | {'metrics': as_json(metrics)})
       self._remove_superseded(step)
 
     processes.from_main(record)
@@ -219,6 +215,24 @@ class StateSaver:
         for name, leaf in leaves
     ]
     return jax.tree.unflatten(jax.tree.structure(template), restored), step
+
+  def restore_best(self, template: PyTree) -> tuple[PyTree, Saved]:
+    """Restores the best state that is whole; where none was measured, the newest.
+
+    Raises:
+      CheckpointError: if none is whole, or as `restore`.
+    """
+    problems = []
+    for saved in processes.from_main(lambda: self._best_first(self._committed())):
+      try:
+        return self.restore(template, saved)[0], saved
+      except DamagedError as error:
+        problems.append(str(error))
+        warnings.warn(f'{error} It is passed over for the next best.', stacklevel=2)
+    raise CheckpointError(
+        f'No state in {self.model_dir} can be restored. {" ".join(problems)} To start again, '
+        'delete its checkpoint folders or set MODEL_DIR to a new folder.'
+    )
 
   def _read(
       self, leaves: list[tuple[str, Any]], saved: Saved | None
@@ -282,13 +296,21 @@ class StateSaver:
     return {path: _why_not_committed(path) for path in paths if path not in committed}
 
   def _best(self, states: list[Saved]) -> Saved | None:
+    first = next(iter(self._best_first(states)), None)
+    return first if first and self._is_measured(first) else None
+
+  def _best_first(self, states: list[Saved]) -> list[Saved]:
+    """From best to worst, later ones first where two are equal; then what was not measured."""
     sign = 1.0 if self.best_mode == 'max' else -1.0
-    measured = [
-        (sign * saved.metrics[self.best_metric], saved.step, saved)
-        for saved in states
-        if math.isfinite(saved.metrics.get(self.best_metric, math.nan))
-    ]
-    return max(measured)[-1] if measured else None
+
+    def rank(saved: Saved) -> tuple[bool, float, int]:
+      measured = self._is_measured(saved)
+      return measured, sign * saved.metrics[self.best_metric] if measured else 0.0, saved.step
+
+    return sorted(states, key=rank, reverse=True)
+
+  def _is_measured(self, saved: Saved) -> bool:
+    return math.isfinite(saved.metrics.get(self.best_metric, math.nan))
 
   def _remove_superseded(self, current: int) -> None:
     committed = self._committed()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.training import losses
@@ -155,20 +156,6 @@ def make_train_step(
   return train_step
 
 
-def check_microbatches(microbatches: int, rows: int, what: str) -> None:
-  """Raises ValueError unless `rows` can be cut into so many parts.
-
-  Args:
-    microbatches: number of parts.
-    rows: rows of the batch.
-    what: how the message names the rows, `{}` for their number.
-  """
-  if microbatches < 1 or rows % microbatches:
-    raise ValueError(
-        f'MICROBATCHES={microbatches} does not divide {what.format(rows)}. Choose a divisor.'
-    )
-
-
 def accumulate(
     gradient_of: Callable[..., tuple[PyTree, PyTree]],
     trainable: PyTree,
@@ -181,7 +168,7 @@ def accumulate(
   if microbatches == 1:
     return gradient_of(trainable, batch, weights_BT, rng)
   rows = weights_BT.shape[0]
-  check_microbatches(microbatches, rows, 'the batch of {} rows')
+  partitioning.check_microbatches(microbatches, rows, 'the batch of {} rows')
   # Every n-th row, so that each device has its share of every part.
   parts = jax.tree.map(
       lambda x: jnp.reshape(x, (rows // microbatches, microbatches, *x.shape[1:])).swapaxes(0, 1),

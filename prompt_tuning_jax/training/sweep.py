@@ -25,15 +25,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning_jax import processes
-from prompt_tuning_jax.checkpoints.source import read_json, written_whole
+import jax
+
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.export import export
-from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
+from prompt_tuning_jax.json_files import read_json, read_jsonl, write_jsonl
 from prompt_tuning_jax.sweep_report import RESULTS, SweepResult
-from prompt_tuning_jax.training import together
+from prompt_tuning_jax.training import loop, together
 from prompt_tuning_jax.training.description import differences
 from prompt_tuning_jax.training.model_dir import ModelDir
+from prompt_tuning_jax.training.run_evaluation import joined
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.sweep_runs import (
     SweepRun,
@@ -46,7 +47,8 @@ from prompt_tuning_jax.training.sweep_runs import (
     runs_of_grid,
     sum_of,
 )
-from prompt_tuning_jax.training.train import joined, train
+from prompt_tuning_jax.training.train import train
+from prompt_tuning_jax.writing import written_whole
 
 
 def sweep(
@@ -74,12 +76,18 @@ def sweep(
     The results, which print as a table.
 
   Raises:
-    ValueError: if the grid or an argument makes no sense, or model_dir holds results of the
-      same points with other arguments.
+    ValueError: if the grid or an argument makes no sense, model_dir holds results of the
+      same points with other arguments, or this is one of several processes.
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
     OSError, MemoryError: as `train`. A run whose loss is not finite is part of the results,
       and stops no other.
   """
+  if jax.process_count() > 1:
+    raise ValueError(
+        f'A sweep runs in one process, on all devices that it has, and this is one of '
+        f'{jax.process_count()}. Train the runs one after another (`train`), or give each '
+        'process a part of the grid and a MODEL_DIR of its own, without joining them.'
+    )
   runs = runs_of_grid(grid, arguments) if isinstance(grid, Mapping) else list(grid)
   if not runs:
     raise ValueError('A sweep of no runs: its grid has no points.')
@@ -92,7 +100,7 @@ def sweep(
     results = _Results(model_dir, runs, data)
     left = [[run for run in program if run.name not in results.done] for program in programs]
     left = [part for program in left for part in _begun_first(program, model_dir)]
-    if progress and processes.is_main():
+    if progress:
       print(announced(left, len(runs) - sum(map(len, left))), file=sys.stderr)
     for number, program in enumerate(left):
       start = time.monotonic()
@@ -113,16 +121,14 @@ def _let_go(program: Sequence[SweepRun], later: Sequence[Sequence[SweepRun]]) ->
 
 def _begun_first(program: list[SweepRun], model_dir: str) -> list[list[SweepRun]]:
   """Of a sweep that was stopped and got more points, what had begun goes on as it was."""
-  def descriptions() -> list[dict[str, Any]]:
-    paths = sorted(Path(model_dir).glob('together_*/run.json'))
-    # One that is damaged is dealt with where it is needed.
-    with contextlib.suppress(ValueError):
-      return [read_json(path) for path in paths if any(path.parent.glob('checkpoint_*'))]
-    return []
-
   if len(program) < 2 or program[0].design is not None:
     return [program] if program else []
-  for before in processes.from_main(descriptions):
+  descriptions = []
+  paths = sorted(Path(model_dir).glob('together_*/run.json'))
+  # One that is damaged is dealt with where it is needed.
+  with contextlib.suppress(ValueError):
+    descriptions = [read_json(path) for path in paths if any(path.parent.glob('checkpoint_*'))]
+  for before in descriptions:
     names = list(before.get('trials', ()))
     begun = [run for name in names for run in program if run.name == name]
     if 0 < len(begun) == len(names):
@@ -167,7 +173,7 @@ def _train_alone(run: SweepRun, folder: str, model_dir: str, **how: Any) -> dict
   try:
     result = train(**{**values, 'model_dir': folder, **how})
     step, metrics, path, stopped_at = result.step, result.metrics, result.path, None
-  except FloatingPointError as error:
+  except loop.OutOfBounds as error:
     warnings.warn(f'{run.name}: {error}', stacklevel=2)
     step, metrics, path, stopped_at = None, {}, None, error.step
     chosen = {name: values[name] for name in ('best_metric', 'best_mode')}
@@ -266,7 +272,7 @@ class _Results:
           'arguments': sum_of(self._own[run.name]),
       })
       self.done.add(run.name)
-    processes.from_main(self._write)
+    self._write()
 
   def _write(self) -> None:
     with written_whole(self._descriptions_path) as unfinished:
@@ -276,6 +282,5 @@ class _Results:
   def report(self) -> SweepResult:
     """What has ended of this sweep, written as table and plot."""
     result = SweepResult([record for record in self._records if record['run'] in self._own])
-    if processes.is_main():
-      result.write(self._model_dir)
+    result.write(self._model_dir)
     return result

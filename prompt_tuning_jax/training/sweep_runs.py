@@ -17,18 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.checkpoints.load import load_backbone
-from prompt_tuning_jax.data.cache import load_task_or_mixture
+from prompt_tuning_jax.data.cache import describe_data, load_task_or_mixture
 from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.evaluation.evaluator import Evaluator
 from prompt_tuning_jax.sweep_report import SEEDS
 from prompt_tuning_jax.training import together
 from prompt_tuning_jax.training.description import describe
-from prompt_tuning_jax.training.train import (
-    check_metric,
-    check_vocabulary,
-    describe_data,
-    metric_names,
-)
+from prompt_tuning_jax.training.run_evaluation import RunEvaluation
 
 # What the arguments of `train` say of the data, and of an evaluation.
 _OF_DATA = ('task', 'eval_task', 'eval_split', 'target_prefix', 'task_module')
@@ -201,12 +196,12 @@ def data_of(runs: Sequence[SweepRun]) -> dict[str, dict[str, Any]]:
 def _data(run: SweepRun) -> dict[str, Any]:
   """How many examples a run is trained and evaluated on, and what files of one's own hold."""
   values = run.values
-  check_vocabulary(values['backbone'])
+  vocabulary = values['backbone'].needed_vocabulary('no task can be tokenised for it')
   load = {name: values[name] for name in ('tfds_data_dir', 'cache_dir')}
   load |= {name: values[name] for name in ('task_module', 'target_prefix')}
 
   def tasks_of(task: Any, split: str) -> Any:
-    return load_task_or_mixture(task, split, values['backbone'].vocabulary, **load)
+    return load_task_or_mixture(task, split, vocabulary, **load)
 
   found = {}
   of_evaluation = values['eval_task'] or values['task']
@@ -216,10 +211,10 @@ def _data(run: SweepRun) -> dict[str, Any]:
     found['train'] = describe_data(of_training, tasks_of(of_training, 'train'))
   tasks = tasks_of(of_evaluation, values['eval_split'])
   found['evaluation'] = describe_data(of_evaluation, tasks)
-  if run.design is None and values['best_metric'] is not None:
+  if run.design is None:
     how = {'feature_lengths': values['feature_lengths'], 'method': values['eval_method']}
-    evaluators = [Evaluator(values['backbone'], task, **how) for task, _ in tasks]
-    check_metric(values['best_metric'], metric_names(evaluators))
+    evaluation = RunEvaluation(Evaluator(values['backbone'], task, **how) for task, _ in tasks)
+    evaluation.check_metric(values['best_metric'])
   return found
 
 

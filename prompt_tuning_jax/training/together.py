@@ -15,7 +15,7 @@ import jax
 from prompt_tuning_jax import partitioning, plan
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.data.batches import TrainBatches
-from prompt_tuning_jax.data.cache import load_task_or_mixture
+from prompt_tuning_jax.data.cache import describe_data, load_task_or_mixture
 from prompt_tuning_jax.data.trial_batches import TrialBatches
 from prompt_tuning_jax.data.virtual_tokens import as_placement
 from prompt_tuning_jax.evaluation.evaluator import Evaluator
@@ -27,22 +27,16 @@ from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training.description import describe
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.optimizers import default_optimizer
-from prompt_tuning_jax.training.parameters import placement_of
+from prompt_tuning_jax.training.parameters import placement_of, places_of
+from prompt_tuning_jax.training.run_evaluation import RunEvaluation
 from prompt_tuning_jax.training.state_saving import Saved, StateSaver
-from prompt_tuning_jax.training.step import check_microbatches
-from prompt_tuning_jax.training.train import (
-  check_metric,
-  describe_data,
-  joined,
-  metric_names,
-  train,
-)
+from prompt_tuning_jax.training.train import train
 from prompt_tuning_jax.training.trials import (
-  Trial,
-  Trials,
-  TrialsState,
-  make_trials_step,
-  why_alone,
+    Trial,
+    Trials,
+    TrialsState,
+    make_trials_step,
+    why_alone,
 )
 from prompt_tuning_jax.typing import Injection
 
@@ -169,8 +163,8 @@ def train_together(
   values = [completed(arguments) for arguments in runs]
   shared = values[0]
   backbone: Backbone = shared['backbone']
-  method = max(values, key=lambda one: one['method'].num_virtual_tokens)['method']
-  check_microbatches(shared['microbatches'], shared['batch_size'], 'BATCH_SIZE={}')
+  longest = max(values, key=lambda one: one['method'].num_virtual_tokens)
+  method = longest['method']
   partitioning.check_batch(
       backbone.mesh, shared['batch_size'], shared['microbatches'], 'BATCH_SIZE={}'
   )
@@ -181,14 +175,16 @@ def train_together(
   planned = {
       'backbone': backbone,
       'method': method,
-      'trainable': values[0]['trainable'],
+      'trainable': longest['trainable'],
       'lengths': 'pack',
       **{
           name: shared[name]
           for name in ('feature_lengths', 'packed_length', 'microbatches', 'dropout_rate')
       },
   }
-  at_once = runs_at_once(len(runs), shared['batch_size'], planned)
+  state = jax.eval_shape(lambda: trials.placed_state(None))
+  held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  at_once = runs_at_once(len(runs), shared['batch_size'], held, planned)
   plan.check_memory(batch_size=at_once * shared['batch_size'], **planned)
   saver = StateSaver(model_dir, keep=shared['keep_checkpoints'])
   periods = loop.LoopConfig(
@@ -211,9 +207,8 @@ def train_together(
       # Each part of a batch has masks of its own.
       description['microbatches'] = batches.microbatches
     folder.claim(description)
-    evaluators = _evaluators(values, backbone, load)
-    if shared['best_metric'] is not None:
-      check_metric(shared['best_metric'], metric_names(evaluators[0]))
+    evaluations = _evaluations(values, backbone, load)
+    evaluations[0].check_metric(shared['best_metric'])
 
     def write(number: int, saved: Saved, injection: Injection) -> None:
       write_outcome(
@@ -246,7 +241,7 @@ def train_together(
         if stopped_at[number] >= 0:
           continue  # What was measured before counts, if anything.
         injection = trials.injection_of(state.trainable, number)
-        metrics = joined({e.task.name: e(injection).metrics for e in evaluators[number]})
+        metrics = evaluations[number](injection)
         best.see(number, Saved(step, model_dir, metrics), injection)
         found |= {f'{name}/{metric}': value for metric, value in metrics.items()}
       return found
@@ -255,24 +250,25 @@ def train_together(
         shared['batch_size'],
         shared['feature_lengths']['targets'] + method.num_decoder_virtual_tokens,
     )
-    state = trials.placed_state(backbone.mesh)
+    template = places_of(trials.placed_state(backbone.mesh))
     step_fn = make_trials_step(
         trials,
         backbone.module.clone(dropout_rate=shared['dropout_rate']),
         loss=loss,
         microbatches=batches.microbatches,
         seed=shared['random_seed'],
-        placement=placement_of(state, backbone.mesh),
+        placement=placement_of(template, backbone.mesh),
     )
     try:
       with partitioning.on(backbone.mesh):
         state = loop.run(
-            state,
+            lambda: trials.placed_state(backbone.mesh),
             {'backbone': backbone.params},
             step_fn,
             partitioning.PlacedBatches(batches, backbone.mesh),
             periods,
             saver=saver,
+            template=template,
             evaluate=evaluate,
             summarize=lambda steps: _summary(names, steps),
             description={'backbone': backbone.name, **description},
@@ -292,7 +288,7 @@ def train_together(
     ]
 
 
-def runs_at_once(runs: int, batch_size: int, planned: Mapping[str, Any]) -> int:
+def runs_at_once(runs: int, batch_size: int, state: int, planned: Mapping[str, Any]) -> int:
   """How many runs' rows a step computes at once; it takes the others after them.
 
   As many as the devices have memory for: larger products keep an accelerator busy. On a CPU they
@@ -301,7 +297,8 @@ def runs_at_once(runs: int, batch_size: int, planned: Mapping[str, Any]) -> int:
   Args:
     runs: how many train together.
     batch_size: examples of a batch of each.
-    planned: what `plan` takes of a run, but for its batch.
+    state: bytes of what trains in all of them, and of its optimisers.
+    planned: what `plan` takes of the run with the longest prompt, but for its batch.
   """
   if jax.default_backend() == 'cpu':
     return 1
@@ -309,7 +306,7 @@ def runs_at_once(runs: int, batch_size: int, planned: Mapping[str, Any]) -> int:
   def fits(count: int) -> bool:
     found = plan.plan_here(batch_size=count * batch_size, advise=False, **planned)
     # It counts the state of one run.
-    return found.total + (runs - 1) * found.state <= found.target.usable
+    return found.total - found.state + state <= found.target.usable
 
   halves = itertools.takewhile(lambda n: n > 1, (-(-runs // 2**n) for n in itertools.count()))
   return next(filter(fits, halves), 1)
@@ -351,16 +348,16 @@ def _batches(
   )
 
 
-def _evaluators(values, backbone: Backbone, load) -> list[list[Evaluator]]:
-  """The evaluators of each trial, which those with prompts of the same length share."""
+def _evaluations(values, backbone: Backbone, load) -> list[RunEvaluation]:
+  """What measures each trial, which those with prompts of the same length share."""
   shared = values[0]
   eval_task = shared['eval_task'] or shared['task']
   tasks = load_task_or_mixture(eval_task, shared['eval_split'], backbone.vocabulary, **load)
-  made: dict[int, list[Evaluator]] = {}
+  made: dict[int, RunEvaluation] = {}
   for one in values:
     method = one['method']
     if method.num_virtual_tokens not in made:
-      made[method.num_virtual_tokens] = [
+      made[method.num_virtual_tokens] = RunEvaluation(
           Evaluator(
               backbone,
               task,
@@ -375,7 +372,7 @@ def _evaluators(values, backbone: Backbone, load) -> list[list[Evaluator]]:
               progress=False,
           )
           for task, _ in tasks
-      ]
+      )
   return [made[one['method'].num_virtual_tokens] for one in values]
 
 

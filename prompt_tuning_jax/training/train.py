@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optax
@@ -15,9 +14,12 @@ from prompt_tuning_jax import artifact, partitioning, plan, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.batches import TrainBatches
-from prompt_tuning_jax.data.cache import DEFAULT_TASK_MODULE, load_task_or_mixture
+from prompt_tuning_jax.data.cache import (
+    DEFAULT_TASK_MODULE,
+    describe_data,
+    load_task_or_mixture,
+)
 from prompt_tuning_jax.data.file_task import FileTask, describe_task
-from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import Evaluator
@@ -31,8 +33,9 @@ from prompt_tuning_jax.training.losses import LossConfig
 from prompt_tuning_jax.training.model_dir import ModelDir
 from prompt_tuning_jax.training.optimizers import default_optimizer
 from prompt_tuning_jax.training.parameters import RunParameters
+from prompt_tuning_jax.training.run_evaluation import RunEvaluation
 from prompt_tuning_jax.training.state_saving import StateSaver
-from prompt_tuning_jax.training.step import TrainState, check_microbatches, make_train_step
+from prompt_tuning_jax.training.step import TrainState, make_train_step
 from prompt_tuning_jax.typing import PyTree
 
 
@@ -109,7 +112,7 @@ def train(
       Default {'inputs': 512, 'targets': 8}.
     placement: where the virtual tokens stand among an example's tokens.
     target_prefix: what stands before every target, and counts among its tokens; '<extra_id_0>'
-      is the sentinel of span corruption (Lester et al., 2021, section 3.3).
+      is the sentinel of span corruption (Lester et al., 2021, section 2.2).
     lengths: 'pad' to the feature lengths, 'bucket' to a few shorter ones, or 'pack' several
       examples into a row. None changes the result, up to rounding, but that packed examples
       of a row share a mask of dropout. Evaluation buckets where training packs.
@@ -151,8 +154,7 @@ def train(
   """
   if not isinstance(backbone, Backbone):
     backbone = load_backbone(backbone)
-  check_vocabulary(backbone)
-  check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
+  backbone.needed_vocabulary('no task can be tokenised for it')
   partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
   plan.check_memory(
       backbone=backbone,
@@ -184,6 +186,7 @@ def train(
         'batch_size': batch_size,
         'feature_lengths': feature_lengths,
         'placement': placement.description,
+        'target_prefix': target_prefix or '',
         'lengths': lengths,
         'loss': dataclasses.asdict(loss),
         'dropout_rate': dropout_rate,
@@ -194,8 +197,6 @@ def train(
       description['microbatches'] = microbatches
     if lengths == 'pack':
       description['packed_length'] = packed_length
-    if target_prefix:
-      description['target_prefix'] = target_prefix
     if isinstance(task, FileTask):
       description['file_task'] = task.description()
     if best_metric is not None:
@@ -237,7 +238,7 @@ def train(
         process_count=share[1],
         **layout,
     )
-    evaluators = [
+    evaluation = RunEvaluation(
         Evaluator(
             backbone,
             of_task,
@@ -251,9 +252,8 @@ def train(
         for of_task, _ in load_task_or_mixture(
             eval_task or task, eval_split, backbone.vocabulary, **load
         )
-    ]
-    if best_metric is not None:
-      check_metric(best_metric, metric_names(evaluators))
+    )
+    evaluation.check_metric(best_metric)
     description |= describe_data(task, tasks)
     folder.claim(description)
 
@@ -264,14 +264,8 @@ def train(
       print(summary, file=sys.stderr)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-      injection, weights = parameters.folded(state.trainable)
-      step = int(state.step)
-      return joined({
-          evaluator.task.name: evaluator(injection, weights, step=step).metrics
-          for evaluator in evaluators
-      })
+      return evaluation(*parameters.folded(state.trainable), step=int(state.step))
 
-    state = parameters.placed_state()
     if batches.packing is not None:
       # What T5X counts is the padded batch, virtual tokens of the decoder included.
       in_decoder = layout['num_decoder_virtual_tokens']
@@ -283,24 +277,24 @@ def train(
         loss=loss,
         microbatches=microbatches,
         seed=random_seed,
-        placement=parameters.placement_of(state),
+        placement=parameters.placement,
     )
     with partitioning.on(backbone.mesh):
       loop.run(
-          state,
+          parameters.placed_state,
           parameters.frozen,
           train_step,
           partitioning.PlacedBatches(batches, backbone.mesh),
           periods,
           saver=saver,
+          template=parameters.template,
           evaluate=evaluate,
           description={'backbone': backbone.name, **description},
           progress=progress,
       )
 
     # What users keep.
-    chosen = saver.best() or saver.latest()
-    state, _ = saver.restore(parameters.template, chosen)
+    state, chosen = saver.restore_best(parameters.template)
     prompt, backbone_path = write_outcome(
         *parameters.folded(state.trainable),
         backbone=backbone,
@@ -320,53 +314,6 @@ def train(
         prompt=prompt,
         backbone_path=backbone_path,
         params=state.trainable,
-    )
-
-
-def joined(of_tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """The metrics of all tasks; with several tasks, each name begins with its task's."""
-  if len(of_tasks) == 1:
-    return dict(*of_tasks.values())
-  return {
-      f'{task}/{name}': value
-      for task, metrics in of_tasks.items()
-      for name, value in metrics.items()
-  }
-
-
-def metric_names(evaluators: Sequence[Evaluator]) -> list[str]:
-  return list(joined({e.task.name: dict.fromkeys(e.metric_names()) for e in evaluators}))
-
-
-def check_vocabulary(backbone: Backbone) -> None:
-  if backbone.vocabulary is None:
-    raise ValueError(
-        f'{backbone.name} has no vocabulary, without which no task can be tokenised for '
-        'it. Load it with vocabulary=<the SentencePiece model it was trained with>.'
-    )
-
-
-def describe_data(
-    task: str | FileTask, tasks: Sequence[tuple[TokenizedTask, float]]
-) -> dict[str, Any]:
-  """How many examples a run trains on, with their weights, and what files of one's own hold."""
-  found: dict[str, Any] = {
-      'examples': {f'{one.name}/{one.split}': [len(one), weight] for one, weight in tasks}
-  }
-  if isinstance(task, FileTask):
-    # They are edited more often than data sets are.
-    ((of_task, _),) = tasks
-    found['files'] = [file['sha256'] for file in of_task.manifest['source']['files']]
-  return found
-
-
-def check_metric(name: str, metrics: Sequence[str]) -> None:
-  if name not in metrics:
-    near = difflib.get_close_matches(name, metrics, n=1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise ValueError(
-        f'BEST_METRIC is {name!r}, which the evaluation does not measure.{hint} It measures '
-        f'{", ".join(metrics)}.'
     )
 
 

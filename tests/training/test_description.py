@@ -18,6 +18,27 @@ from prompt_tuning_jax.training.optimizers import adafactor, adam, adamw, muon, 
 from tests.saved_backbone import VOCABULARY
 
 
+def _own_schedule(version):
+  """A user's function, and what it is after an edit."""
+  if version == 0:
+
+    def schedule(step):
+      return 0.3 * 0.99**step
+  elif version == 1:
+
+    def schedule(step):
+      return 0.3 * 0.98**step
+  else:
+
+    def schedule(step):
+      return _RATE * 0.98**step
+
+  return schedule
+
+
+_RATE = 0.1
+
+
 def _variants():
   """Makers of things that runs are made of; no two describe the same thing."""
   return [
@@ -39,6 +60,11 @@ def _variants():
       lambda: optax.chain(optax.clip(1.0), adafactor(0.1)),
       lambda: optax.sgd(lambda step: 0.1),
       lambda: optax.sgd(lambda step: 0.2),
+      lambda: optax.sgd(lambda step, rate=0.1: rate),
+      lambda: optax.sgd(lambda step, rate=0.2: rate),
+      lambda: optax.sgd(_own_schedule(0)),
+      lambda: optax.sgd(_own_schedule(1)),
+      lambda: optax.sgd(_own_schedule(2)),
       lambda: optax.MultiSteps(optax.sgd(0.1), 4),
       lambda: optax.MultiSteps(optax.sgd(0.1), 8),
       lambda: {'prompt': adafactor(0.3), 'backbone': adafactor(0.001)},

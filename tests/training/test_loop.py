@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.training import loop
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState
@@ -77,12 +77,13 @@ def _run(folder, train_steps, *, batches=None, step=STEP, tx=TX, keep=2, best=No
   }
   folder.mkdir(exist_ok=True)
   return loop.run(
-      _start(tx),
+      settings.pop('start', lambda: _start(tx)),
       FROZEN,
       step,
       Batches() if batches is None else batches,
       loop.LoopConfig(train_steps, **periods),
       saver=StateSaver(folder, keep=keep, best_metric=best),
+      template=jax.eval_shape(lambda: _start(tx)),
       progress=settings.pop('progress', False),
       **settings,
   )
@@ -215,15 +216,57 @@ def interruptible():
   signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_evaluation(tmp_path, interruptible):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_does_not_wait_for_the_evaluation_of_what_is_saved(
+    tmp_path, interruptible, number
+):
   def evaluate(state):
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
     raise AssertionError('the evaluation went on')
 
-  with pytest.raises(KeyboardInterrupt):
-    _run(tmp_path, 4, evaluate=evaluate)
+  with pytest.raises(loop.Interrupted, match='Stopped at step 4 of 8'):
+    _run(tmp_path, 8, eval_period=4, evaluate=evaluate)
   assert StateSaver(tmp_path).latest().step == 4
+
+  evaluated = []
+  _run(
+      tmp_path, 8, eval_period=4, evaluate=lambda state: evaluated.append(1) or _accuracy(state)
+  )
+  assert [r['step'] for r in _records(tmp_path) if 'eval/accuracy' in r] == [4, 8]
+  assert len(evaluated) == 2
+
+
+def test_ctrl_c_says_that_it_was_heard_and_a_second_one_does_not_wait(
+    tmp_path, interruptible, capfd
+):
+  def twice():
+    os.kill(os.getpid(), signal.SIGINT)
+    assert 'Stopping after this step' in capfd.readouterr().err
+    os.kill(os.getpid(), signal.SIGINT)
+
+  with pytest.raises(KeyboardInterrupt):
+    _run(tmp_path, 4, batches=Batches({2: twice}))
+  assert StateSaver(tmp_path).all() == []
+
+
+def test_a_signal_while_the_last_state_is_saved_is_not_lost(tmp_path, monkeypatch):
+  save = StateSaver.save
+
+  def save_and_stop(*args, **kwargs):
+    save(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(StateSaver, 'save', save_and_stop)
+  with pytest.raises(loop.Interrupted, match='Stopped at step 3 of 3'):
+    _run(tmp_path, 3)
+
+
+def test_the_state_before_the_first_step_is_made_only_where_none_was_saved(tmp_path):
+  def start():
+    raise AssertionError('two states would lie on the devices')
+
+  _run(tmp_path, 3)
+  assert int(_run(tmp_path, 5, start=start).step) == 5
 
 
 def test_the_best_state_is_kept_beside_the_newest(tmp_path):

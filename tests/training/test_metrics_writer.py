@@ -8,7 +8,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.training.metrics_writer import MetricsWriter
 
 

@@ -141,3 +141,10 @@ def test_a_read_only_folder_is_named(tmp_path):
     with ModelDir(tmp_path):
       pass
   tmp_path.chmod(0o700)
+
+
+def test_a_bucket_is_no_folder_to_write_to(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match='gs://b/run is not on this machine.*mounted'):
+    ModelDir('gs://b/run')
+  assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from prompt_tuning_jax.training import trainable as trainable_lib
-from prompt_tuning_jax.training.optimizers import adafactor, adam, warmup_linear
+from prompt_tuning_jax.training.optimizers import adafactor, adam, muon, warmup_linear
 from prompt_tuning_jax.training.state_saving import StateSaver
 from prompt_tuning_jax.training.step import TrainState
 
@@ -178,3 +178,19 @@ def test_adam_decays_weights_as_pytorch_s_does(weight_decay):
     corrected = np.sqrt(square / (1 - 0.999 ** (step + 1))) + 1e-8
     param = param - 0.1 * 0.5**step * mean / (1 - 0.9 ** (step + 1)) / corrected
     np.testing.assert_allclose(found, param, rtol=1e-4, atol=1e-6)
+
+
+def test_muon_leaves_stacked_tables_that_are_no_kernels_to_adamw():
+  """umT5 has a bias table for each layer, [L, heads, buckets]."""
+  key = jax.random.key(0)
+  params = {'layer': {'kernel': jnp.zeros((2, 4, 6)), 'rel_embedding': jnp.zeros((2, 4, 6))}}
+  gradient = {'layer': dict.fromkeys(params['layer'], jax.random.normal(key, (2, 4, 6)))}
+  tx = muon(0.1, clip_norm=None)
+  updates, _ = tx.update(gradient, tx.init(params), params)
+  sizes = {name: np.abs(update) for name, update in updates['layer'].items()}
+  # Adam's first update is as large for every number; Muon's rows are orthogonal.
+  assert np.ptp(sizes['rel_embedding']) < 1e-4 * sizes['rel_embedding'].max()
+  for update in np.asarray(updates['layer']['kernel']):
+    product = update @ update.T
+    np.testing.assert_allclose(product / product[0, 0], np.eye(4), atol=0.7)
+    assert np.ptp(np.abs(update)) > 0.1 * np.abs(update).max()

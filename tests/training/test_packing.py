@@ -16,7 +16,7 @@ from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.packing import packed_batch
 from prompt_tuning_jax.data.padding import make_batch
 from prompt_tuning_jax.evaluation.ranking import score_targets
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.methods.combined import Combined, InDecoder
 from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.prefix import Prefix

@@ -15,7 +15,7 @@ from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.pretraining import Component
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.vocabulary import Vocabulary
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.optimizers import adamw
 from prompt_tuning_jax.training.pretrain import pretrain

@@ -205,3 +205,25 @@ def test_a_prompt_of_base_size_takes_less_than_two_megabytes(tmp_path):
   path = StateSaver(tmp_path).save(1, state, description={'task': 'cb'})
   size = sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(path) for f in fs)
   assert 100 * 768 * 4 < size <= 2e6
+
+
+def test_what_a_run_ends_with_is_the_best_state_that_is_whole(tmp_path):
+  saver = StateSaver(tmp_path, keep=3, best_metric='accuracy')
+  for step, accuracy in {1: 10.0, 2: 70.0, 3: 40.0}.items():
+    saver.save(step, _state(step))
+    saver.record_metrics(step, {'accuracy': accuracy})
+  assert saver.restore_best(_state())[1].step == 2
+  assert StateSaver(tmp_path).restore_best(_state())[1].step == 3
+
+  def damage(step):
+    flip_byte(next((tmp_path / f'checkpoint_{step}' / 'state').rglob('d/*')), -1)
+
+  damage(2)
+  with pytest.warns(UserWarning, match='checkpoint_2 is damaged.* passed over for the next best'):
+    state, saved = saver.restore_best(_state())
+  assert saved.step == 3
+  assert_same_trees(state, _state(3))
+  damage(1)
+  damage(3)
+  with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='No state in .* restored'):
+    saver.restore_best(_state())

@@ -18,7 +18,7 @@ from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.prompt_design import PromptDesign
 from prompt_tuning_jax.evaluation.evaluate import evaluate
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.methods.prefix import Prefix
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.prompt_files import load_prompt
@@ -77,9 +77,16 @@ def test_a_grid_is_all_combinations():
       grid_points(grid)
 
 
+def test_a_sweep_of_several_processes_is_refused(monkeypatch, tmp_path):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='A sweep runs in one process.* one of 2'):
+    sweep({'random_seed': [0, 1]}, model_dir=str(tmp_path / 'sweep'))
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_step_takes_as_many_runs_at_once_as_there_is_memory_for(monkeypatch):
   # A CPU gains nothing by more.
-  assert together.runs_at_once(15, 32, {}) == 1
+  assert together.runs_at_once(15, 32, 15, {}) == 1
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   for rows_that_fit, expected in ((1000, 15), (479, 8), (200, 4), (10, 1)):
     # What trains is there for each of the 15 runs, whichever are computed.
@@ -88,7 +95,7 @@ def test_a_step_takes_as_many_runs_at_once_as_there_is_memory_for(monkeypatch):
         total=1 + batch_size, state=1, target=target
     )
     monkeypatch.setattr(plan, 'plan_here', plan_here)
-    assert together.runs_at_once(15, 32, {}) == expected
+    assert together.runs_at_once(15, 32, 15, {}) == expected
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from prompt_tuning_jax.data import cache
 from prompt_tuning_jax.data.cache import load_task
 from prompt_tuning_jax.data.tokenized_task import FORMAT
 from prompt_tuning_jax.evaluation.evaluate import evaluate
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.methods.p_tuning import PTuning
 from prompt_tuning_jax.methods.soft_prompt import SoftPrompt
 from prompt_tuning_jax.prompt_files import load_prompt
@@ -137,7 +137,7 @@ def test_a_prompt_makes_the_frozen_model_say_the_opposite(
   prompt = load_prompt(result.path)
   again = evaluate(load_backbone(animal_backbone.source), prompt, task, **score)
   assert again.metrics == result.metrics
-  recorded = read_jsonl(model_dir / 'inference_eval' / 'other_animal-predictions.jsonl')
+  recorded = read_jsonl(model_dir / 'inference_eval' / 'other_animal-validation-predictions.jsonl')
   for one, other in zip(again.predictions, recorded, strict=True):
     assert one['prediction_text'] == other['prediction_text']
     np.testing.assert_allclose(
@@ -167,6 +167,15 @@ def test_a_prompt_tuned_on_int8_weights_steers_the_float_model_too(
   # Resumed on other weights, it would be neither the one run nor the other.
   with pytest.raises(ValueError, match='another configuration:\n  weights: .int8. there'):
     _tune_prompt(run, animal_backbone, tmp_path)
+
+
+def test_a_run_is_not_resumed_on_targets_of_another_form(run, random_backbone, tmp_path):
+  run(random_backbone, 'which_animal', tmp_path, 2, method=SoftPrompt(4))
+  with pytest.raises(ValueError, match="another configuration:\n  target_prefix: '' there"):
+    run(
+        random_backbone, 'which_animal', tmp_path, 4, method=SoftPrompt(4),
+        target_prefix='<extra_id_0>',
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -391,7 +400,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
 
 def test_a_backbone_without_a_vocabulary_is_refused(run, random_backbone, tmp_path):
   backbone = Backbone('silent', random_backbone.module, None, dict)
-  with pytest.raises(ValueError, match='silent has no vocabulary.*Load it with vocabulary='):
+  with pytest.raises(ValueError, match='silent has no vocabulary.*Set VOCABULARY.*cc_all.32000'):
     run(backbone, 'which_animal', tmp_path, 10)
 
 
@@ -471,7 +480,7 @@ def test_a_prompt_that_an_encoder_makes_is_resumed_to_the_bit_and_folded_when_it
   task = load_task('other_animal', 'validation', vocabulary, cache_dir=cache_dir)
   scored = evaluate(backbone, load_prompt(result.path), task, progress=False)
   assert scored.metrics == result.metrics
-  recorded = read_jsonl(whole / 'inference_eval' / 'other_animal-predictions.jsonl')
+  recorded = read_jsonl(whole / 'inference_eval' / 'other_animal-validation-predictions.jsonl')
   for one, other in zip(scored.predictions, recorded, strict=True):
     np.testing.assert_allclose(
         list(one['scores'].values()), list(other['scores'].values()), rtol=1e-4
