@@ -10,6 +10,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import processes
@@ -27,7 +28,7 @@ from prompt_tuning_jax.evaluation.evaluate import load_tasks
 from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
 from prompt_tuning_jax.evaluation.report import Report, evaluate_prompts
 from prompt_tuning_jax.export import restore_run
-from prompt_tuning_jax.jsonl import write_jsonl
+from prompt_tuning_jax.json_files import write_jsonl
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.neighbors.report import NeighborReport
@@ -36,6 +37,7 @@ from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.sweep_report import SweepResult
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.sweep_runs import announced, distinct, programs_of
+from prompt_tuning_jax.writing import written_whole
 
 # Rows of a batch where EVAL_BATCH_SIZE is None, as in the configuration of a training run.
 _BATCH_SIZE = 64
@@ -51,6 +53,7 @@ def evaluate(
     method: Method | None = None,
     trainable: Any = None,
     best_metric: str | None = None,
+    best_mode: str = 'max',
     design: PromptDesign | None = None,
     batch_size: int | None = None,
     feature_lengths: Mapping[str, int] | None = None,
@@ -77,6 +80,7 @@ def evaluate(
     method: the run's prompt method, where a checkpoint is named.
     trainable: the run's optimiser or labelling, where a checkpoint is named.
     best_metric: metric of a run's best state.
+    best_mode: whether that is the 'max' or the 'min'.
     design: words and solved examples around each input, for the bare backbone.
     batch_size: rows of a batch; 64 where None.
     feature_lengths: longest inputs and targets; default: as the prompt was trained.
@@ -105,7 +109,12 @@ def evaluate(
     prompts = processes.from_main(lambda: _read_prompts(prompt_file, names))
   elif checkpoint_path:
     run = restore_run(
-        checkpoint_path, backbone, method, trainable, best_metric=best_metric
+        checkpoint_path,
+        backbone,
+        method,
+        trainable,
+        best_metric=best_metric,
+        best_mode=best_mode,
     )
     prompts = [run.injection]
     feature_lengths = feature_lengths or run.description.get('feature_lengths')
@@ -147,7 +156,7 @@ def infer(
     design: PromptDesign | None = None,
     batch_size: int | None = None,
     decoding: Decoding | None = None,
-    ensemble: str = 'vote',
+    ensemble: str | None = 'vote',
     output_dir: str | None = None,
 ) -> list[str]:
   """Answers texts: ranks the choices where there are any, else writes freely.
@@ -166,7 +175,8 @@ def infer(
       is no task to draw them from.
     batch_size: most texts in a batch; 64 where None.
     decoding: how to write freely; greedily where None.
-    ensemble: how several prompts answer together: 'vote' or 'mean', see `voting.agreed`.
+    ensemble: how several prompts answer together: 'vote' or 'mean', see `voting.agreed`; None
+      where there is one.
     output_dir: where `inferences.jsonl` is written, if anywhere.
 
   Returns:
@@ -305,10 +315,8 @@ def kept_config(model_dir: str, text: str) -> Iterator[None]:
 
   def write() -> None:
     if processes.is_main():
-      os.makedirs(model_dir, exist_ok=True)
-      with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.write(text)
-      os.replace(path + '.tmp', path)
+      with written_whole(path) as unfinished:
+        Path(unfinished).write_text(text, encoding='utf-8')
 
   # What a run, and what a sweep leaves.
   holds = ('run.json', 'results.jsonl')

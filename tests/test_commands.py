@@ -198,7 +198,8 @@ def test_a_design_is_evaluated_by_gin_alone(backbone_dir, tmp_path, capsys, monk
     printed, errors = capsys.readouterr()
     assert status == 0, errors
     assert re.fullmatch(r'things, validation: accuracy \S+ \(4 examples\)\n', printed)
-    lines = (out / 'inference_eval' / 'things-predictions.jsonl').read_text().splitlines()
+    path = out / 'inference_eval' / 'things-validation-predictions.jsonl'
+    lines = path.read_text().splitlines()
     return [json.loads(line)['inputs'] for line in lines]
 
   first = predictions()

@@ -16,6 +16,13 @@ from prompt_tuning_jax.typing import Array, Injection, PyTree
 UNFILLED = -1.0e7
 
 
+def check_beams(num_beams: int, alpha: float) -> None:
+  """Raises ValueError unless there are beams, and their penalty grows with their length."""
+  check_counts(num_beams=num_beams)
+  if not alpha >= 0.0:
+    raise ValueError(f'alpha={alpha} must not be negative; 0 switches the penalty off.')
+
+
 def beam_search(
     module: nn.Module,
     params: PyTree,
@@ -50,8 +57,12 @@ def beam_search(
     The finished sequences of each row in ascending order of their score, unfilled
     places (score -1e7, all 0) first. A row without any finished sequence gives its
     live ones, with log-probabilities that are not penalised.
+
+  Raises:
+    ValueError: if a setting is out of its range.
   """
-  check_counts(max_length=max_length, num_beams=num_beams)
+  check_counts(max_length=max_length)
+  check_beams(num_beams, alpha)
   return _beam_search(
       module,
       params,

@@ -13,20 +13,31 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from prompt_tuning_jax.evaluation.beam_search import UNFILLED, beam_search
-from prompt_tuning_jax.evaluation.decoder import Decoded
-from prompt_tuning_jax.evaluation.sampling import greedy, sample
+from prompt_tuning_jax.evaluation.beam_search import UNFILLED, beam_search, check_beams
+from prompt_tuning_jax.evaluation.decoder import Decoded, check_counts
+from prompt_tuning_jax.evaluation.sampling import check_sampling, greedy, sample
 from prompt_tuning_jax.typing import Array, Injection, PyTree
 
 __all__ = ['UNFILLED', 'Decoded', 'Decoding', 'beam_search', 'greedy', 'sample']
 
 STRATEGIES = ('greedy', 'beam', 'sample')
+
+# The strategy that reads a setting, of those that not all do.
+_READ_BY = {
+    'num_beams': 'beam',
+    'alpha': 'beam',
+    'temperature': 'sample',
+    'top_k': 'sample',
+    'top_p': 'sample',
+    'seed': 'sample',
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,15 +46,20 @@ class Decoding:
 
   Attributes:
     strategy: 'greedy', 'beam' or 'sample'. T5X's default is 'beam' with num_beams=1.
-    max_length: most tokens of an answer, end-of-sequence included.
+    max_length: most tokens of an answer, end-of-sequence included; None where whoever decodes
+      knows it: the length of the targets that a prompt was trained with.
     num_beams: of 'beam'.
     alpha: of 'beam', exponent of the brevity penalty.
     temperature, top_k, top_p: of 'sample', see `sample`.
     seed: of 'sample'; with it and its number, a row's answer is determined.
+
+  Raises:
+    ValueError: if there is no such strategy, or a setting is out of its range. It warns of one
+      that the strategy does not read.
   """
 
   strategy: str = 'greedy'
-  max_length: int = 64
+  max_length: int | None = 64
   num_beams: int = 4
   alpha: float = 0.6
   temperature: float = 1.0
@@ -58,6 +74,22 @@ class Decoding:
       raise ValueError(
           f'No decoding strategy {self.strategy!r}.{hint} There are '
           f'{", ".join(map(repr, STRATEGIES))}.'
+      )
+    if self.max_length is not None:
+      check_counts(max_length=self.max_length)
+    check_beams(self.num_beams, self.alpha)
+    check_sampling(self.temperature, self.top_k, self.top_p)
+    unread = [
+        f'{field.name}={getattr(self, field.name)!r}'
+        for field in dataclasses.fields(self)
+        if self.strategy != _READ_BY.get(field.name, self.strategy)
+        and getattr(self, field.name) != field.default
+    ]
+    if unread:
+      warnings.warn(
+          f'Decoding.strategy is {self.strategy!r}, which does not read {", ".join(unread)}. Set '
+          f'strategy={_READ_BY[unread[0].partition("=")[0]]!r} to use it.',
+          stacklevel=3,
       )
 
   def __call__(

@@ -202,7 +202,9 @@ def as_trained(
     ValueError, OSError: as `unpack_prompt`.
   """
   injection, manifest = unpack_prompt(backbone, prompt)
-  source = getattr(prompt, 'source', None) or (prompt if isinstance(prompt, str) else '')
+  source = getattr(prompt, 'source', '')
+  if isinstance(prompt, (str, os.PathLike)):
+    source = os.fspath(prompt)
   if manifest is not None:
     feature_lengths = feature_lengths or manifest.feature_lengths or None
     placement = placement or manifest.placement or None

@@ -28,6 +28,7 @@ from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.evaluation.voting import Answer
+from prompt_tuning_jax.json_files import as_json
 from prompt_tuning_jax.typing import Injection, PyTree
 
 METHODS = ('rank', 'generate')
@@ -284,7 +285,8 @@ class Evaluator:
             *model, inputs_BS, self._tree, injection, prompt_ids_B
         )
         for row, best, score in zip(of_batch, best_B, scores_B):
-          yield *row, classes[best], {'score': float(score)}
+          if row is not None:
+            yield *row, classes[best], {'score': float(score)}
         continue
       scores_BC = ranking.score_choices(
           *model,
@@ -306,7 +308,8 @@ class Evaluator:
           batch.encoder_input_tokens,
           injection,
           eos_id=vocabulary.eos_id,
-          numbers=[number for number, _ in of_batch],
+          # What rows that only fill a batch sample means nothing.
+          numbers=[row[0] if row else 0 for row in of_batch],
           prompt_ids_B=batch.prompt_ids,
       )
       tokens_BKT, scores_BK = map(partitioning.own_rows, decoded)
@@ -314,8 +317,12 @@ class Evaluator:
         text = without_prefix(vocabulary.decode(tokens_T), self.task.target_prefix)
         yield *row, text, {'score': float(score)}
 
-  def _each_batch(self, what: str) -> Iterator[tuple[Any, list[_Row], list[_Row]]]:
-    """Every batch, and the examples and prompts of this process's rows and of all rows."""
+  def _each_batch(self, what: str) -> Iterator[tuple[Any, list[_Row], list[_Row | None]]]:
+    """Every batch, and the examples and prompts of this process's rows and of all rows.
+
+    Of all rows in the order in which they lie on the devices; those that fill it up have None.
+    """
+    mesh = self._backbone.mesh
     shown = tqdm.tqdm(
         self._batches,
         desc=f'{what} {self.task.name}',
@@ -326,13 +333,16 @@ class Evaluator:
         file=sys.stderr,
     )
     for batch, numbers in shown:
-      placed = partitioning.place_rows(batch, self._backbone.mesh)
-      rows = [
+      placed = partitioning.place_rows(batch, mesh)
+      own, of_all = (
           [(number, prompt) for number in of.tolist() for prompt in range(self._num_prompts)]
           for of in (numbers[self._batches.rows], numbers)
-      ]
-      # Without a mesh this process's rows are all that its devices see.
-      yield placed, rows[0], rows[self._backbone.mesh is not None]
+      )
+      if mesh is None:
+        of_all = own  # This process's rows are all that its devices see.
+      order = partitioning.placed_order(mesh, len(placed.encoder_input_tokens))
+      of_placed = [of_all[number] if number < len(of_all) else None for number in order]
+      yield placed, own, of_placed
 
   def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
     raw = self.task.example(index)
@@ -349,7 +359,8 @@ class Evaluator:
   def _postprocessed(self, text: str, example: Mapping[str, Any]) -> Any:
     if self.task.postprocess_fn is None:
       return text
-    return self.task.postprocess_fn(text, example=example, is_target=False)
+    # As targets are kept: a tuple must not differ from the list that it was.
+    return as_json(self.task.postprocess_fn(text, example=example, is_target=False))
 
   def _score(
       self, predicted: Sequence[Any], target_scores: Callable[[], Sequence[float]]
@@ -396,15 +407,11 @@ def _takes_scores(metric_fn: Callable[..., Any]) -> bool:
 
 
 def _check_vocabulary(backbone: Backbone, task: TokenizedTask) -> None:
-  if backbone.vocabulary is None:
-    raise ValueError(
-        f'{backbone.name} has no vocabulary, without which its predictions cannot be '
-        'read. Load it with vocabulary=<the SentencePiece model it was trained with>.'
-    )
-  theirs, ours = task.vocabulary_fingerprint, backbone.vocabulary.fingerprint
+  vocabulary = backbone.needed_vocabulary('its predictions cannot be read')
+  theirs, ours = task.vocabulary_fingerprint, vocabulary.fingerprint
   if theirs != ours:
     raise ValueError(
         f'{task.name}, split {task.split!r}, was tokenised with another vocabulary '
         f'({theirs[:12]}…) than that of {backbone.name} ({ours[:12]}…, '
-        f'{backbone.vocabulary.path}). Load the task with backbone.vocabulary.'
+        f'{vocabulary.path}). Load the task with backbone.vocabulary.'
     )

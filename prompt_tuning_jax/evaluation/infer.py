@@ -10,6 +10,7 @@ stacked (`injection_stack.py`), and each row says which of them it has.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import warnings
@@ -66,7 +67,7 @@ def generate(
     texts: Sequence[str | Mapping[str, str]],
     *,
     decode: str = 'greedy',
-    max_length: int = 64,
+    max_length: int | None = 64,
     batch_size: int = 32,
     max_input_length: int | None = None,
     placement: Placement | str | None = None,
@@ -83,7 +84,8 @@ def generate(
     texts: the inputs, as the task words them; or, where the prompt stands in a template of
       other fields, a mapping with the text of each field: {'sub': 'Windows'}.
     decode: 'greedy', 'beam' or 'sample'.
-    max_length: most tokens of an answer, end-of-sequence included.
+    max_length: most tokens of an answer, end-of-sequence included; None is the length of the
+      targets that the prompt was trained with, else 64.
     batch_size: most texts in a batch; it changes no answer.
     max_input_length: longer inputs are cut, with a warning; default: the length the
       prompt was trained with, else nothing is cut.
@@ -141,6 +143,18 @@ def rank(
       or as `generate`.
   """
   inputs = _Inputs(backbone, prompt, texts, placement, max_input_length)
+  return _ranked(inputs, choices, batch_size, params, progress, normalize_by_length)
+
+
+def _ranked(
+    inputs: _Inputs,
+    choices: Sequence[str],
+    batch_size: int,
+    params: PyTree | None,
+    progress: bool,
+    normalize_by_length: bool = False,
+) -> list[Ranked]:
+  backbone = inputs.backbone
   choices_CT = ranking.encode_choices(choices, backbone.vocabulary, inputs.target_prefix)
   repeated = sorted({choice for choice in choices if list(choices).count(choice) > 1})
   if repeated:
@@ -148,7 +162,7 @@ def rank(
         f'Choices stand more than once: {", ".join(map(repr, repeated))}. Name each once.'
     )
   params = backbone.params if params is None else params
-  ranked: list[Any] = [None] * len(texts)
+  ranked: list[Any] = [None] * len(inputs)
   for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress):
     with partitioning.on(backbone.mesh):
       scores_BC = ranking.score_choices(
@@ -166,20 +180,6 @@ def rank(
     ):
       ranked[number] = Ranked(choices[best], dict(zip(choices, scores_C)))
   return ranked
-
-
-def infer(
-    backbone: Backbone,
-    prompt: AnyPrompt | Sequence[AnyPrompt],
-    texts: Sequence[str | Mapping[str, str]],
-    *,
-    choices: Sequence[str] | None = None,
-    **kwargs: Any,
-) -> list[str] | list[Ranked]:
-  """`rank` where there are choices, else `generate`; with their further arguments."""
-  if choices is None:
-    return generate(backbone, prompt, texts, **kwargs)
-  return rank(backbone, prompt, texts, choices, **kwargs)
 
 
 def ensemble(
@@ -225,20 +225,15 @@ def ensemble(
     )
   count = len(prompts)
   rows = dict(batch_size=batch_size, params=params, progress=progress)
-  inputs = dict(max_input_length=max_input_length, placement=placement)
   every = [prompt for _ in texts for prompt in prompts], [text for text in texts for _ in prompts]
+  inputs = _Inputs(backbone, *every, placement, max_input_length, rows_of_text=count)
   answers: list[Answer]
   if choices is not None:
-    ranked = rank(backbone, *every, choices, **rows, **inputs, **settings)
+    ranked = _ranked(inputs, choices, **rows, **settings)
     answers = [(answer.label, {'scores': answer.scores}) for answer in ranked]
   else:
     strategy = settings.pop('decode', Decoding.strategy)
-    answers = _decoded(
-        _Inputs(backbone, *every, **inputs),
-        Decoding(strategy=strategy, **settings),
-        **rows,
-        rows_of_text=count,
-    )
+    answers = _decoded(inputs, Decoding(strategy=strategy, **settings), **rows)
   found = [agreed(answers[n : n + count], how) for n in range(0, len(answers), count)]
   return [
       Agreed(text, about['votes'], about.get('scores') or {text: about['score']})
@@ -252,13 +247,15 @@ def _decoded(
     batch_size: int,
     params: PyTree | None,
     progress: bool,
-    rows_of_text: int = 1,
 ) -> list[Answer]:
   """The best answer to each text, with its score.
 
   Where each text stands there several times, they share the randomness of sampling.
   """
   backbone = inputs.backbone
+  if decoding.max_length is None:
+    length = inputs.target_length or Decoding.max_length
+    decoding = dataclasses.replace(decoding, max_length=length)
   params = backbone.params if params is None else params
   answers: list[Any] = [None] * len(inputs)
   for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress):
@@ -269,7 +266,7 @@ def _decoded(
           tokens_BS,
           inputs.injection,
           eos_id=backbone.vocabulary.eos_id,
-          numbers=numbers // rows_of_text,
+          numbers=numbers // inputs.rows_of_text,
           **of_rows,
       )
     tokens_BKT, scores_BK = map(partitioning.whole, decoded)
@@ -286,6 +283,8 @@ class _Inputs:
     backbone: the model.
     injection: all prompts as one, or None.
     target_prefix: what stands before the answers, as before the targets in training.
+    target_length: the longest targets that one of the prompts was trained with; 0 if unknown.
+    rows_of_text: how often each text stands there, one after another.
   """
 
   def __init__(
@@ -295,14 +294,12 @@ class _Inputs:
       texts: Sequence[str | Mapping[str, str]],
       placement: Placement | str | None,
       max_input_length: int | None,
+      rows_of_text: int = 1,
   ):
     _check_texts(texts)
-    if backbone.vocabulary is None:
-      raise ValueError(
-          f'{backbone.name} has no vocabulary to read texts with. Load it with '
-          'vocabulary=<the SentencePiece model it was trained with>.'
-      )
+    backbone.needed_vocabulary('no text can be read')
     self.backbone = backbone
+    self.rows_of_text = rows_of_text
     if isinstance(prompt, (list, tuple)):
       if len(prompt) != len(texts):
         raise ValueError(
@@ -319,6 +316,9 @@ class _Inputs:
     }
     self.target_prefix = common_prefix(
         manifest.target_prefix if manifest else '' for _, manifest in unpacked.values()
+    )
+    self.target_length = max(
+        (m.feature_lengths.get('targets', 0) for _, m in unpacked.values() if m), default=0
     )
     injections = [injection for injection, _ in unpacked.values()]
     # One prompt needs no stacking, and may be none.
@@ -359,9 +359,11 @@ class _Inputs:
     if cut:
       _, number, ordinary, length = max(cut, key=lambda one: one[0])
       warnings.warn(
-          f'{len(cut)} of {len(texts)} texts are longer than max_input_length (by default '
-          'the length that the prompt was trained with) and are cut; worst text '
-          f'{number}, counted from 0, of whose {ordinary} tokens the model sees {length}.',
+          f'{len(cut) // rows_of_text} of {len(texts) // rows_of_text} texts are longer than '
+          'max_input_length (by default the length that the prompt was trained with) and are '
+          'cut; worst text '
+          f'{number // rows_of_text}, counted from 0, of whose {ordinary} tokens the model sees '
+          f'{length}.',
           stacklevel=3,
       )
 

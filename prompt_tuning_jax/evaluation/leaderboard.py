@@ -14,7 +14,7 @@ from typing import Any
 
 from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.evaluation.super_glue import task_of
-from prompt_tuning_jax.jsonl import write_jsonl
+from prompt_tuning_jax.json_files import write_jsonl
 
 # Task → the name of its file in a submission, and how it calls the classes there, in their
 # order. The labels of MultiRC and the answers of ReCoRD are what they are.

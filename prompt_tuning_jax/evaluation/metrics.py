@@ -94,23 +94,37 @@ def matthews_corrcoef(
 
 
 def pearson_corrcoef(
-    targets: Sequence[float], predictions: Sequence[float]
+    targets: Sequence[float], predictions: Sequence[float], *, minus_one_is_none: bool = True
 ) -> dict[str, float]:
-  """Pearson correlation; NaN where all targets or all predictions are equal."""
-  return {'pearson_corrcoef': _correlation('pearsonr', targets, predictions)}
+  """Pearson correlation; NaN where all targets or all predictions are equal.
+
+  Args:
+    targets: the true numbers.
+    predictions: as many.
+    minus_one_is_none: whether a target of -1 is a label that is not public, as in GLUE.
+  """
+  value = _correlation('pearsonr', targets, predictions, minus_one_is_none)
+  return {'pearson_corrcoef': value}
 
 
 def spearman_corrcoef(
-    targets: Sequence[float], predictions: Sequence[float]
+    targets: Sequence[float], predictions: Sequence[float], *, minus_one_is_none: bool = True
 ) -> dict[str, float]:
-  """Pearson correlation of the ranks; equal values share the mean of their ranks."""
-  return {'spearman_corrcoef': _correlation('spearmanr', targets, predictions)}
+  """Pearson correlation of the ranks; equal values share the mean of their ranks.
+
+  Its arguments are those of `pearson_corrcoef`.
+  """
+  value = _correlation('spearmanr', targets, predictions, minus_one_is_none)
+  return {'spearman_corrcoef': value}
 
 
 def _correlation(
-    name: str, targets: Sequence[float], predictions: Sequence[float]
+    name: str, targets: Sequence[float], predictions: Sequence[float], minus_one_is_none: bool
 ) -> float:
-  _check(targets, predictions)
+  if minus_one_is_none:
+    _check(targets, predictions)
+  else:
+    _check_counts(targets, predictions)
   if len(set(targets)) == 1 or len(set(predictions)) == 1:
     return float('nan')
   from scipy import stats
@@ -372,7 +386,7 @@ def _hashable(group: Any) -> Any:
   return tuple(group) if isinstance(group, list) else group
 
 
-def _check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
+def _check_counts(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
   if len(targets) != len(predictions):
     raise ValueError(
         f'{len(targets)} targets and {len(predictions)} predictions: a metric compares '
@@ -383,6 +397,10 @@ def _check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
         'A metric over no examples means nothing. The split is empty, or all of its '
         'examples were left out.'
     )
+
+
+def _check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
+  _check_counts(targets, predictions)
   unlabelled = [index for index, target in enumerate(targets) if _is_minus_one(target)]
   if len(unlabelled) == len(targets):
     raise ValueError(

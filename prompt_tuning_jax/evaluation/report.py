@@ -27,7 +27,6 @@ import numpy as np
 
 from prompt_tuning_jax import screen
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
@@ -37,6 +36,7 @@ from prompt_tuning_jax.evaluation.ensemble import EnsembleEvaluator
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt
 from prompt_tuning_jax.evaluation.leaderboard import remove_leaderboard, write_leaderboard
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
+from prompt_tuning_jax.writing import written_whole
 
 SUPER_GLUE_SCORE = 'SuperGLUE, mean of 8 tasks'
 

@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from prompt_tuning_jax.jsonl import read_jsonl, write_jsonl
+from prompt_tuning_jax.json_files import read_jsonl, write_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +44,22 @@ class EvalResult:
 def write_result(result: EvalResult, output_dir: str | os.PathLike[str]) -> None:
   """Writes a result below `output_dir`/inference_eval, T5X's folder.
 
-  `<task>-metrics.jsonl` gets a line for the step; a line of the same step and split is
-  replaced, and one that a crash cut short is dropped. `<task>-predictions.jsonl` holds
+  `<task>-metrics.jsonl` gets a line for the step; a line of the same step, split and prompt is
+  replaced, and one that a crash cut short is dropped. `<task>-<split>-predictions.jsonl` holds
   the predictions of the latest evaluation.
   """
   folder = os.path.join(output_dir, 'inference_eval')
   os.makedirs(folder, exist_ok=True)
-  name = re.sub(r'[^\w.-]', '_', result.task)
+  name, split = (re.sub(r'[^\w.-]', '_', part) for part in (result.task, result.split))
   path = os.path.join(folder, f'{name}-metrics.jsonl')
   place = {'step': result.step, 'split': result.split}
+  if result.prompt:
+    place['prompt'] = result.prompt
   records = [
       record
       for record in read_jsonl(path)
-      if {key: record.get(key) for key in place} != place
+      if any(record.get(key) != place.get(key) for key in ('step', 'split', 'prompt'))
   ]
   if result.metrics:
     write_jsonl(path, [*records, place | result.metrics])
-  write_jsonl(os.path.join(folder, f'{name}-predictions.jsonl'), result.predictions)
+  write_jsonl(os.path.join(folder, f'{name}-{split}-predictions.jsonl'), result.predictions)

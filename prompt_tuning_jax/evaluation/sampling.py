@@ -53,6 +53,16 @@ def greedy(
   )
 
 
+def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
+  """Raises ValueError unless a distribution can be sharpened and cut off like this."""
+  if not temperature >= 0.0:
+    raise ValueError(f'temperature={temperature} must not be negative.')
+  if top_k < 0:
+    raise ValueError(f'top_k={top_k} must not be negative; 0 switches it off.')
+  if not 0.0 < top_p <= 1.0:
+    raise ValueError(f'top_p={top_p} must lie in (0, 1]; 1 switches it off.')
+
+
 def sample(
     module: nn.Module,
     params: PyTree,
@@ -95,12 +105,7 @@ def sample(
     ValueError: if a parameter is out of its range.
   """
   check_counts(max_length=max_length, num_samples=num_samples)
-  if temperature < 0.0:
-    raise ValueError(f'temperature={temperature} must not be negative.')
-  if top_k < 0:
-    raise ValueError(f'top_k={top_k} must not be negative; 0 switches it off.')
-  if not 0.0 < top_p <= 1.0:
-    raise ValueError(f'top_p={top_p} must lie in (0, 1]; 1 switches it off.')
+  check_sampling(temperature, top_k, top_p)
   if temperature > 0.0 and keys_B is None:
     raise ValueError(
         f'Sampling at temperature={temperature} needs keys_B, a random key for each row.'

@@ -21,14 +21,14 @@ import numpy as np
 from prompt_tuning_jax import screen
 from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.checkpoints.source import written_whole
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, unpack_prompt
 from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
-from prompt_tuning_jax.jsonl import write_jsonl
+from prompt_tuning_jax.json_files import write_jsonl
 from prompt_tuning_jax.neighbors import picture as picture_lib
 from prompt_tuning_jax.neighbors import words
 from prompt_tuning_jax.neighbors.analysis import PromptAnalysis, analyze
 from prompt_tuning_jax.neighbors.similarity import MEASURES, prompt_similarities
+from prompt_tuning_jax.writing import written_whole
 
 _NUMBERS = ('position', 'norm', 'tightness', 'cluster', 'cosine', 'own position', 'rank there')
 # Characters that mean something to Markdown.
@@ -180,7 +180,7 @@ def analyze_prompts(
   """
   if not isinstance(prompts, Mapping):
     listed = list(prompts) if isinstance(prompts, (list, tuple)) else [prompts]
-    prompts = {_name(prompt, number): prompt for number, prompt in enumerate(listed)}
+    prompts = dict(zip(_names_of_sources(listed), listed, strict=True))
   if not prompts or None in prompts.values():
     raise ValueError(
         'analyze_prompts needs at least one prompt, and None is none: a model alone has no '
@@ -267,6 +267,15 @@ def _check_no_task(where: str | Sequence[str]) -> None:
           f'PROMPT_FILE is {path}, but `neighbors` knows no tasks whose names could stand for '
           '{task}. Write * in its place to find the prompts of all tasks.'
       )
+
+
+def _names_of_sources(prompts: Sequence[AnyPrompt]) -> list[str]:
+  """A name for each prompt; those that came from the same path, at other times, are numbered."""
+  names = [_name(prompt, number) for number, prompt in enumerate(prompts)]
+  return [
+      name if names.count(name) == 1 else f'{name} ({names[:number].count(name) + 1})'
+      for number, name in enumerate(names)
+  ]
 
 
 def _name(prompt: AnyPrompt, number: int) -> str:

@@ -159,12 +159,8 @@ def num_words(backbone: Backbone) -> int:
   Raises:
     ValueError: if the backbone has no vocabulary.
   """
-  if backbone.vocabulary is None:
-    raise ValueError(
-        f'{backbone.name} has no vocabulary, so that the rows of its embedding table have no '
-        'names. Load it with the SentencePiece model it was trained with (VOCABULARY).'
-    )
-  return min(backbone.vocabulary.size, backbone.spec.vocab_size)
+  vocabulary = backbone.needed_vocabulary('the rows of its embedding table have no names')
+  return min(vocabulary.size, backbone.spec.vocab_size)
 
 
 def check_count(backbone: Backbone, k: int) -> None:

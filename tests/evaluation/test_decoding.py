@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax.evaluation import beam_search, decoding, ranking, sampling
+from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.typing import Batch, Injection
 from tests.conftest import prepend_virtual, recorded_batch
 from tests.evaluation.conftest import HistoryModel, history_sequences
@@ -296,6 +297,28 @@ def test_parameters_out_of_range_are_refused(arguments, message):
   arguments = {'max_length': 3, **arguments}
   with pytest.raises(ValueError, match=message):
     run('sample', HistoryModel(), {}, ONE_ROW, **arguments)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(strategy='beam', num_beams=0), 'num_beams=0 must be at least 1'),
+        (dict(strategy='beam', alpha=-0.1), 'alpha=-0.1 must not be negative'),
+        (dict(strategy='sample', top_p=2.0), 'top_p=2.0 must lie in'),
+        (dict(max_length=0), 'max_length=0 must be at least 1'),
+    ],
+)
+def test_settings_are_checked_before_anything_is_decoded(settings, message):
+  with pytest.raises(ValueError, match=message):
+    Decoding(**settings)
+
+
+def test_a_setting_that_a_strategy_does_not_read_is_said():
+  with pytest.warns(UserWarning, match="'greedy', which does not read num_beams=5.*='beam'"):
+    Decoding(num_beams=5)
+  with pytest.warns(UserWarning, match="does not read top_k=3. Set strategy='sample'"):
+    Decoding(strategy='beam', num_beams=5, top_k=3)
+  assert Decoding(max_length=None).max_length is None
 
 
 def test_no_beams_are_refused():

@@ -16,7 +16,7 @@ from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.evaluation.evaluator import Evaluator
 from prompt_tuning_jax.evaluation.infer import ensemble, generate, rank
 from prompt_tuning_jax.evaluation.report import evaluate_prompts
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.typing import Injection
 
 CLASSES = ['yes', 'no', 'not at all']
@@ -252,8 +252,8 @@ def test_the_report_has_the_average_the_best_and_the_ensemble(
   assert described['averages']['mean of 2 tasks, accuracy']['ensemble'] == together
   for number in range(3):
     folder = tmp_path / f'prompt_{number}' / 'inference_eval'
-    assert len(read_jsonl(folder / 'second-predictions.jsonl')) == 7
-  kept = read_jsonl(tmp_path / 'ensemble' / 'inference_eval' / 'toy-predictions.jsonl')
+    assert len(read_jsonl(folder / 'second-validation-predictions.jsonl')) == 7
+  kept = read_jsonl(tmp_path / 'ensemble' / 'inference_eval' / 'toy-validation-predictions.jsonl')
   assert kept == report.ensembles['toy'].predictions
   assert '± is the standard deviation' in (tmp_path / 'report.md').read_text()
 
@@ -296,6 +296,12 @@ def test_texts_written_by_several_prompts_are_those_of_each(backbone, prompts):
     assert list(answer.scores) == [answer.label]
   one = ensemble(backbone, prompts[:1], TEXTS, **settings)
   assert [answer.label for answer in one] == each[0]
+
+
+def test_texts_that_are_cut_are_counted_once_whatever_the_number_of_prompts(backbone, prompts):
+  texts = [*TEXTS[:2], 20 * TEXTS[0]]
+  with pytest.warns(UserWarning, match='^1 of 3 texts are longer .*; worst text 2, counted from'):
+    ensemble(backbone, prompts, texts, choices=CLASSES, max_input_length=40)
 
 
 def test_what_is_no_ensemble_of_texts_is_refused(backbone, prompts):

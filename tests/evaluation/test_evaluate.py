@@ -281,17 +281,54 @@ def test_results_are_written_once_for_each_step_and_split(tmp_path):
   path.write_text(path.read_text()[:-9])
   write(30, 70.0)
   assert [record['step'] for record in read(path)] == [10, 20, 30]
-  assert read(tmp_path / 'inference_eval' / 'a_b-predictions.jsonl') == [
+  assert read(tmp_path / 'inference_eval' / 'a_b-validation-predictions.jsonl') == [
       {'index': 0, 'prediction_text': '70.0'}
   ]
   assert not [name for name in os.listdir(path.parent) if name.endswith('.tmp')]
+
+
+def test_results_of_other_prompts_and_splits_stay(tmp_path):
+  for prompt in ('a.npy', 'b.npy'):
+    for split in ('validation', 'test'):
+      predictions = [{'index': 0, 'prediction_text': split}]
+      evaluator_lib.write_result(
+          EvalResult('toy', split, {'accuracy': 1.0}, predictions, prompt=prompt), tmp_path
+      )
+  folder = tmp_path / 'inference_eval'
+  assert [(r['prompt'], r['split']) for r in read(folder / 'toy-metrics.jsonl')] == [
+      ('a.npy', 'validation'), ('a.npy', 'test'), ('b.npy', 'validation'), ('b.npy', 'test'),
+  ]  # fmt: skip
+  for split in ('validation', 'test'):
+    (record,) = read(folder / f'toy-{split}-predictions.jsonl')
+    assert record['prediction_text'] == split
+
+
+def test_predictions_are_compared_as_targets_are_kept(backbone, tmp_path):
+  """Through JSON: a tuple is a list, numpy's numbers are ours, bytes are text."""
+
+  def postprocess(text, **unused):
+    return (np.int64(len(text)), text.encode(), np.float32(0.5))
+
+  answers = [text.split()[0] for text in texts(4)]
+  task = TokenizedTask.from_examples(
+      [{'inputs': t, 'targets': a} for t, a in zip(texts(4), answers)],
+      backbone.vocabulary,
+      name='tuples',
+      postprocess_fn=postprocess,
+      metric_fns=[metrics.accuracy],
+  )
+  evaluator = Evaluator(backbone, task, method='generate', output_dir=str(tmp_path), **SHAPE)
+  result = evaluator.result([(answer, {'score': 0.0}) for answer in answers], list)
+  assert result.metrics == {'accuracy': 100.0}
+  assert result.predictions[0]['prediction'] == [len(answers[0]), answers[0], 0.5]
+  evaluator_lib.write_result(result, tmp_path)
 
 
 def test_an_evaluator_writes_what_it_returns(backbone, task, tmp_path):
   evaluator = Evaluator(backbone, task, output_dir=str(tmp_path), **SHAPE)
   result = evaluator(None, step=5)
   folder = tmp_path / 'inference_eval'
-  assert read(folder / 'toy-predictions.jsonl') == result.predictions
+  assert read(folder / 'toy-train-predictions.jsonl') == result.predictions
   assert read(folder / 'toy-metrics.jsonl') == [
       {'step': 5, 'split': 'train', **result.metrics}
   ]
@@ -326,7 +363,7 @@ def test_what_has_no_labels_is_predicted_but_not_scored(backbone, ranked, tmp_pa
   assert result.metrics == {}
   assert repr(result) == 'toy, train: predicted, no labels to score with (7 examples)'
   assert [p['target'] for p in result.predictions] == [None] * 7
-  assert os.listdir(tmp_path / 'inference_eval') == ['toy-predictions.jsonl']
+  assert os.listdir(tmp_path / 'inference_eval') == ['toy-train-predictions.jsonl']
   labelled = evaluate(backbone, None, classification(backbone), **SHAPE)
   assert [p['scores'] for p in result.predictions] == [
       p['scores'] for p in labelled.predictions

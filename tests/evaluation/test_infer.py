@@ -9,7 +9,7 @@ from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import evaluate
-from prompt_tuning_jax.evaluation.infer import generate, infer, rank
+from prompt_tuning_jax.evaluation.infer import generate, rank
 from prompt_tuning_jax.typing import Injection
 
 # With a prompt of 5 these all make rows of 16, so that few programs are compiled.
@@ -151,14 +151,6 @@ def test_an_artifact_brings_its_placement_and_length(backbone, soft_prompt, tmp_
         backbone, soft_prompt, TEXTS, CHOICES, placement='suffix', max_input_length=5
     )
   assert_ranked_alike(found, by_hand)
-
-
-def test_infer_ranks_where_there_are_choices_and_generates_elsewhere(
-    backbone, soft_prompt, ranked
-):
-  assert_ranked_alike(infer(backbone, soft_prompt, TEXTS, choices=CHOICES), ranked)
-  answers = infer(backbone, soft_prompt, TEXTS, **BEAM)
-  assert answers == generate(backbone, soft_prompt, TEXTS, **BEAM)
 
 
 def test_normalised_scores_are_means_over_tokens(backbone, soft_prompt, ranked):

@@ -4,7 +4,7 @@ import pytest
 
 from prompt_tuning_jax.evaluation.leaderboard import write_leaderboard
 from prompt_tuning_jax.evaluation.results import EvalResult
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 
 
 def result(task, predictions, **numbers):

@@ -12,7 +12,7 @@ from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.evaluation.report import SUPER_GLUE_SCORE, Report, evaluate_prompts
 from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.evaluation.super_glue import METRICS, super_glue_score
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.typing import Injection
 
 SHAPE = dict(
@@ -157,7 +157,7 @@ def test_several_prompts_score_what_each_scores_alone(
       assert report.results[task.name][number].metrics == alone.metrics
       assert report.results[task.name][number].predictions == alone.predictions
       folder = tmp_path / f'prompt_{number}' / 'inference_eval'
-      assert read_jsonl(folder / f'{task.name}-predictions.jsonl') == alone.predictions
+      assert read_jsonl(folder / f'{task.name}-validation-predictions.jsonl') == alone.predictions
   of_own = evaluate_prompts(
       backbone, {'first': [soft_prompt], 'second': [other]}, tasks, **SHAPE | {'progress': True}
   )

@@ -165,6 +165,13 @@ def test_every_form_of_a_prompt_is_read_alike(run, backbone, prompt_file, tmp_pa
   assert tables[0] == tables[1] == tables[2]
 
 
+def test_prompts_of_one_path_are_two_where_they_were_read_at_different_times(
+    backbone, prompt_file
+):
+  names = analyze_prompts(backbone, [load_prompt(prompt_file), load_prompt(prompt_file)]).names
+  assert [name[-4:] for name in names] == [' (1)', ' (2)']
+
+
 def test_names_are_what_tells_paths_apart(backbone, injection):
   def names(*prompts):
     return analyze_prompts(backbone, dict.fromkeys(prompts, injection)).names
