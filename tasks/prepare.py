@@ -2,7 +2,8 @@
 
 What is written is what TFDS would write of the same files: its features, its keys and thus
 its order of rows, its shards and its description of them, so that whatever reads TFDS reads
-it, and a run on it sees the batches of a run on downloaded data.
+it, and a run on it sees the batches of a run on downloaded data. (Of MRPC, TFDS numbers the rows
+of two splits together, from a file of its own: there keys, and so the order, differ.)
 
 Every row is read back before a folder gets its name, so there is none that is not complete
 and checked.

@@ -8,12 +8,13 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from prompt_tuning_jax.data import vocabulary
 from prompt_tuning_jax.data.labels import UNKNOWN
 
 # T5's own vocabulary, for use through seqio alone; the library replaces it with the
 # vocabulary of the model at hand.
 T5_VOCABULARY = seqio.SentencePieceVocabulary(
-    'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model', extra_ids=100
+    vocabulary.T5_VOCABULARY, extra_ids=100
 )
 
 OUTPUT_FEATURES = {

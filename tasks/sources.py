@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import seqio
 import tensorflow as tf
 
-from prompt_tuning_jax.data import gzipped
+from prompt_tuning_jax.data import field_texts, gzipped
 from prompt_tuning_jax.data.bad_lines import BadLines, decode_lines, warn_of_shared_ids
 from prompt_tuning_jax.data.provenance import LOCAL_DATA_VARIABLE
 
@@ -173,12 +173,7 @@ def text_field(row: Mapping[str, Any], name: str) -> str:
   """A field of a row, which must be a text."""
   if not isinstance(row[name], str):
     raise ValueError(f'{name!r} is not a text')
-  # JSON can write half of a character (\ud83d alone), which no UTF-8 holds.
-  try:
-    row[name].encode()
-  except UnicodeEncodeError:
-    raise ValueError(f'{name!r} holds half of a surrogate pair, which is no text') from None
-  return row[name]
+  return field_texts.whole_text(row[name], name)
 
 
 def parse_jsonl(

@@ -226,7 +226,8 @@ def without_effect(flags: Sequence[str], reached: Reached) -> list[str]:
   for name in dict.fromkeys(flags):
     if '.' not in name:
       if name not in reached.macros:
-        notes.append(f'{name} is set, but nothing in this run uses it.')
+        instead = MACROS[name].instead if name in MACROS else ''
+        notes.append(f'{name} is set, but nothing in this run uses it. {instead}'.rstrip())
       continue
     key = gin.config.ParsedBindingKey.parse(name)
     function = key.complete_selector

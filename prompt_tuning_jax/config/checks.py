@@ -38,7 +38,7 @@ from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.state_saving import StateSaver, nothing_saved, run_and_step
-from prompt_tuning_jax.training.step import check_microbatches
+from prompt_tuning_jax.writing import check_local
 
 
 def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
@@ -58,6 +58,9 @@ def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
   for argument, macro in (('task', 'MIXTURE_OR_TASK_NAME'), ('split', 'SPLIT')):
     if command != 'tasks' and kwargs.get(argument, '') is None:
       raise _missing(macro, None, command)
+  for argument in ('model_dir', 'output_dir', 'output', 'export_path'):
+    if kwargs.get(argument) is not None:
+      check_local(kwargs[argument])
   notes = _CHECKS[command](**kwargs) or []
   backbone = kwargs.get('backbone')
   if backbone is not None:
@@ -137,7 +140,6 @@ def _check_train(
   del others
   loop.LoopConfig(train_steps, log_period, eval_period, checkpoint_period)
   StateSaver(model_dir, keep=keep_checkpoints, best_metric=best_metric, best_mode=best_mode)
-  check_microbatches(microbatches, batch_size, 'BATCH_SIZE={}')
   partitioning.check_batch(backbone.mesh, batch_size, microbatches, 'BATCH_SIZE={}')
   backbone.module.clone(dropout_rate=dropout_rate)  # Says what it cannot.
   _check_choice('LENGTHS', lengths, buckets.LENGTHS)
@@ -220,7 +222,7 @@ def _check_infer(
     choices: Sequence[str] | None = None,
     design: PromptDesign | None = None,
     placement: Any = None,
-    ensemble: str = 'vote',
+    ensemble: str | None = 'vote',
     **others: Any,
 ) -> None:
   del others
@@ -233,7 +235,13 @@ def _check_infer(
         'the prompt, or by a list or a path with * in it several that answer together.'
     )
   count = len(_paths_without_tasks(prompt_file)) if prompt_file else 0
-  check_ensemble(ensemble)
+  if ensemble is not None:
+    check_ensemble(ensemble)
+  elif count > 1:
+    raise ValueError(
+        f'ENSEMBLE is None, but PROMPT_FILE names {count} prompts, and infer gives one answer to '
+        "each text. Set ENSEMBLE='vote' or 'mean', or name one prompt."
+    )
   if count > 1 and ensemble == 'mean' and choices is None:
     raise ValueError(
         "ENSEMBLE='mean' compares mean log-probabilities of CLASS_LABELS, which are not set. Name "

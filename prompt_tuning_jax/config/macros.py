@@ -151,6 +151,7 @@ class Macro:
     kind: what it may hold.
     optional: whether it may be None.
     advice: what to know where a value is refused.
+    instead: what to do where it is set and nothing reads it.
   """
 
   meaning: str
@@ -158,6 +159,7 @@ class Macro:
   kind: Kind
   optional: bool = False
   advice: str = ''
+  instead: str = ''
 
   @property
   def is_text(self) -> bool:
@@ -194,6 +196,8 @@ MACROS: Mapping[str, Macro] = {
         "steps counted from the start of pretraining, T5X's way (runs/t5x_exact.gin)",
         '1_130_000',
         _COUNT,
+        instead='Set TRAIN_STEPS_RELATIVE, the steps of this run alone, or add '
+        '--gin_file=t5x_exact, with which TRAIN_STEPS counts those before it as well.',
     ),
     'TRAIN_STEPS_RELATIVE': Macro('steps of this run', '30_000', _COUNT),
     'PRETRAINED_STEPS': Macro(
@@ -330,6 +334,7 @@ MACROS: Mapping[str, Macro] = {
     'BEST_METRIC': Macro(
         'metric by which the best state is kept', "'accuracy'", _TEXT, True
     ),
+    'BEST_MODE': Macro("whether the best of BEST_METRIC is its 'max' or its 'min'", "'min'", _TEXT),
     'RANDOM_SEED': Macro(
         'seed of the prompt, the data order and dropout; which examples PROMPT_DESIGN shows',
         '0',

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from prompt_tuning_jax.writing import written_whole
 
 
 class DamagedFileError(ValueError):
@@ -28,8 +29,8 @@ def write(
   """
   text = json.dumps(manifest, ensure_ascii=False, sort_keys=True)
   metadata = {'manifest': text, 'sha256': _sha256(text, arrays)}
-  content = safetensors.numpy.save(dict(arrays), metadata)
-  replace(path, lambda file: file.write(content))
+  with written_whole(path) as unfinished:
+    safetensors.numpy.save_file(dict(arrays), unfinished, metadata)
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -58,25 +59,10 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   return json.loads(text), arrays
 
 
-def replace(path: str, write_to: Callable[[Any], Any]) -> None:
-  """Writes beside `path` and renames, so that no reader ever sees half a file."""
-  folder = os.path.dirname(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  handle, partial = tempfile.mkstemp(dir=folder, prefix='partial-')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      write_to(file)
-    os.chmod(partial, 0o644)
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
-
-
 def _sha256(manifest: str, arrays: Mapping[str, np.ndarray]) -> str:
   digest = hashlib.sha256(manifest.encode())
   for name in sorted(arrays):
     array = np.ascontiguousarray(arrays[name])
     digest.update(f'{name} {array.dtype.str} {array.shape}'.encode())
-    digest.update(array.tobytes())
+    digest.update(array.reshape(-1).view(np.uint8))
   return digest.hexdigest()

@@ -25,9 +25,10 @@ import os
 import urllib.parse
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from prompt_tuning_jax.data import array_file, provenance, text_files
+from prompt_tuning_jax.data import provenance, text_files
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.target_prefix import with_target_prefix
 from prompt_tuning_jax.data.tokenized_task import (
@@ -41,6 +42,7 @@ from prompt_tuning_jax.data.tokenized_task import (
 )
 from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.writing import written_whole
 
 DEFAULT_TASK_MODULE = 'prompt_tuning_jax.tasks'
 
@@ -163,7 +165,7 @@ def load_task_or_mixture(
     if mixture is not None:
       text = json.dumps({'format': FORMAT, **mixture}, indent=1)
       _write_if_possible(
-          path, lambda: array_file.replace(path, lambda file: file.write(text.encode()))
+          path, lambda: _write_text(path, text)
       )
   if mixture is None:
     return prefixed([(load_task(name, split, vocabulary, **kwargs), 1.0)])
@@ -194,6 +196,11 @@ def load_task_or_mixture(
         stacklevel=2,
     )
   return prefixed(loaded)
+
+
+def _write_text(path: str, text: str) -> None:
+  with written_whole(path) as unfinished:
+    Path(unfinished).write_text(text, encoding='utf-8')
 
 
 def load_files(
@@ -227,7 +234,13 @@ def load_files(
     source = provenance.describe_files(paths)
     arrays, num_examples, skipped = text_files.tokenize(paths, vocabulary, form)
     manifest = make_manifest(
-        name, split, vocabulary, form.features, num_examples, source=source
+        name,
+        split,
+        vocabulary,
+        form.features,
+        num_examples,
+        source=source,
+        code=provenance.describe_modules([text_files.__name__, *provenance.VOCABULARY_CODE]),
     )
     task = TokenizedTask(manifest | {'skipped': skipped}, arrays, vocabulary)
     _write_if_possible(cached, lambda: task.save(cached))
@@ -366,3 +379,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == '__main__':
   main()
+
+
+def describe_data(
+    task: str | FileTask, tasks: Sequence[tuple[TokenizedTask, float]]
+) -> dict[str, Any]:
+  """How many examples a run trains on, with their weights, and what files of one's own hold."""
+  found: dict[str, Any] = {
+      'examples': {f'{one.name}/{one.split}': [len(one), weight] for one, weight in tasks}
+  }
+  if isinstance(task, FileTask):
+    # They are edited more often than data sets are.
+    ((of_task, _),) = tasks
+    found['files'] = [file['sha256'] for file in of_task.manifest['source']['files']]
+  return found

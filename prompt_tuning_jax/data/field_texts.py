@@ -42,8 +42,15 @@ def _as_text(value: Any, name: str) -> str:
     raise ValueError(f'{name!r} is null')
   if not isinstance(value, (str, bool, int, float)):
     raise ValueError(f'{name!r} is a {type(value).__name__}, not a text or a number')
-  text = scalar(value)
-  # JSON can write half of a character (\ud83d alone), which no UTF-8 holds.
+  return whole_text(scalar(value), name)
+
+
+def whole_text(text: str, name: str) -> str:
+  """The text, unless it holds half of a character (\\ud83d alone), as JSON can write it.
+
+  Raises:
+    ValueError: if it does, for no UTF-8 holds that; names the field.
+  """
   try:
     text.encode()
   except UnicodeEncodeError:

@@ -48,6 +48,7 @@ _CODE = (
     __name__,
     rows.__name__,
     field_texts.__name__,
+    *provenance.VOCABULARY_CODE,
     'prompt_tuning_jax.evaluation.postprocessors',
 )
 
@@ -247,6 +248,7 @@ class FileTask:
         split=split,
         postprocess_fn=self._postprocess_fn(),
         metric_fns=[self._metric_fn(name) for name in self.metric_names],
+        minus_one_is_none=not self._compares_numbers,
         source=source,
         code=provenance.describe_modules(_CODE),
     )
@@ -277,6 +279,8 @@ class FileTask:
       return functools.partial(
           metrics.mean_multiclass_f1, num_classes=len(self.label_classes)
       )
+    if name in _NUMBER_METRICS:
+      return functools.partial(getattr(metrics, name), minus_one_is_none=False)
     return getattr(metrics, name)
 
   def example(self, row: Mapping[str, Any], place: int) -> dict[str, Any]:

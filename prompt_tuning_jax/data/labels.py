@@ -17,25 +17,28 @@ NONE_UNLABELLED = {'count': 0, 'first': None}
 
 
 def count_unlabelled(
-    targets: Iterable[Any], texts: Iterable[str | None]
+    targets: Iterable[Any], texts: Iterable[str | None], *, minus_one_is_none: bool = True
 ) -> dict[str, int | None]:
   """Counts the examples without a label: `{'count': …, 'first': example number}`.
 
   Args:
     targets: what metrics compare with, of each example.
     texts: the targets as text.
+    minus_one_is_none: whether a target of -1 is a label that is not public; it may be a number
+      like any other.
   """
   pairs = enumerate(zip(targets, texts, strict=True))
-  unlabelled = [number for number, pair in pairs if _is_unlabelled(*pair)]
+  unlabelled = [number for number, pair in pairs if _is_unlabelled(*pair, minus_one_is_none)]
   if not unlabelled:
     return NONE_UNLABELLED
   return {'count': len(unlabelled), 'first': unlabelled[0]}
 
 
-def _is_unlabelled(target: Any, text: str | None) -> bool:
+def _is_unlabelled(target: Any, text: str | None, minus_one_is_none: bool) -> bool:
   # MultiRC and ReCoRD keep the group of an example beside its value.
   value = target.get('value') if isinstance(target, Mapping) else target
-  return text == UNKNOWN or (isinstance(value, (int, float)) and value == -1)
+  is_minus_one = isinstance(value, (int, float)) and value == -1
+  return text == UNKNOWN or (minus_one_is_none and is_minus_one)
 
 
 def require(manifest: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 Example = dict[str, np.ndarray]
 
 
-def _noise_counts(
+def noise_counts(
     length: int, noise_density: float, mean_noise_span_length: float
 ) -> tuple[int, int]:
   """How many tokens of `length` are noise, and in how many spans."""
@@ -63,7 +63,7 @@ def span_corruption_lengths(
     )
 
   def lengths(length: int) -> tuple[int, int]:
-    num_noise, num_spans = _noise_counts(length, noise_density, mean_noise_span_length)
+    num_noise, num_spans = noise_counts(length, noise_density, mean_noise_span_length)
     return length - num_noise + num_spans + 1, num_noise + num_spans + 1
 
   raw_length = 2
@@ -108,7 +108,7 @@ def random_spans_noise_masks(
         'Span corruption needs at least 2 tokens, one to keep and one to mask; got '
         f'{length}.'
     )
-  num_noise, num_spans = _noise_counts(length, noise_density, mean_noise_span_length)
+  num_noise, num_spans = noise_counts(length, noise_density, mean_noise_span_length)
   noise_ends = _random_segment_ends(num_noise, num_spans, rngs)
   kept_ends = _random_segment_ends(length - num_noise, num_spans, rngs)
   # Noise span i begins where kept span i ends, behind i earlier noise spans.
@@ -137,6 +137,16 @@ def _random_segment_ends(
   return ends
 
 
+def check_sentinels(num_spans: int, sentinel_ids: Sequence[int]) -> None:
+  """Raises ValueError unless there is a sentinel for each span."""
+  if num_spans > len(sentinel_ids):
+    raise ValueError(
+        f'{num_spans} noise spans need as many sentinels, but the vocabulary has '
+        f'{len(sentinel_ids)}. Use a shorter input_length, longer spans, or a '
+        'vocabulary with more extra ids.'
+    )
+
+
 def replace_spans_with_sentinels(
     tokens_BN: np.ndarray, noise_BN: np.ndarray, sentinel_ids: Sequence[int]
 ) -> np.ndarray:
@@ -160,13 +170,7 @@ def replace_spans_with_sentinels(
   previous_BN[:, 1:] = noise_BN[:, :-1]
   first_BN = noise_BN & ~previous_BN
   span_BN = np.cumsum(first_BN, axis=1)
-  num_spans = int(span_BN.max(initial=0))
-  if num_spans > len(sentinel_ids):
-    raise ValueError(
-        f'{num_spans} noise spans need as many sentinels, but the vocabulary has '
-        f'{len(sentinel_ids)}. Use a shorter input_length, longer spans, or a '
-        'vocabulary with more extra ids.'
-    )
+  check_sentinels(int(span_BN.max(initial=0)), sentinel_ids)
   # Index 0 stands for "before the first span", where no sentinel is read.
   sentinels = np.array([0, *sentinel_ids], np.int32)
   replaced_BN = np.where(first_BN, sentinels[span_BN], tokens_BN).astype(np.int32)

@@ -100,11 +100,10 @@ def example_tokens(
     placement: Placement,
 ) -> tuple[np.ndarray, Sequence[int]]:
   """An example's tokens for the encoder, virtual ones included, and its targets, both cut."""
-  ids = example.get('inputs', ())
-  if num_virtual_tokens or placement.fields != ('inputs',):
-    ids = placement(ids, num_virtual_tokens, vocab_size, length=input_length, fields=example)
-  else:
-    ids = np.asarray(ids, np.int32)[:input_length]
+  # Without virtual tokens too: a template's words are for any prompt, or for none.
+  ids = placement(
+      example.get('inputs', ()), num_virtual_tokens, vocab_size, length=input_length, fields=example
+  )
   return ids, example.get('targets', ())[:target_length]
 
 

@@ -293,6 +293,10 @@ class _SpanCorruption(_Text):
           f'cut the targets of span corruption, which are {needed} long for '
           f'input_length={component.input_length}. Use {needed}, or None.'
       )
+    _, num_spans = objectives.noise_counts(
+        self.chunk_length, component.noise_density, component.mean_noise_span_length
+    )
+    objectives.check_sentinels(num_spans, vocabulary.sentinel_ids)
     self._read_stream()
 
   def rows(self, numbers: range) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,9 @@ import prompt_tuning_jax
 # Folder in which tasks look for the official files before they turn to TFDS.
 LOCAL_DATA_VARIABLE = 'PTJ_LOCAL_DATA'
 
+# The modules that decide which ids a text has.
+VOCABULARY_CODE = ('prompt_tuning_jax.data.vocabulary', 'prompt_tuning_jax.data.byte_vocabulary')
+
 
 def library_version() -> str:
   """Version of this library."""

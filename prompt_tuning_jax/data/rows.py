@@ -89,6 +89,7 @@ def _csv_rows(path: str, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
 
 def _csv_cells(lines: Iterable[str]) -> Iterator[tuple[int, list[str] | ValueError]]:
   """(first line, cells) of each row: a quoted cell may hold line breaks."""
+  csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KiB, is for no reason of ours.
   rows = csv.reader(lines, strict=True)
   while True:
     number = rows.line_num + 1

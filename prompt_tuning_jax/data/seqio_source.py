@@ -222,6 +222,9 @@ def _get_task(name: str, task_module: str) -> Any:
   _import_task_module(task_module)
   if name in seqio.TaskRegistry.names():
     return seqio.TaskRegistry.get(name)
+  if name in seqio.MixtureRegistry.names():
+    members = ', '.join(task.name for task in seqio.MixtureRegistry.get(name).tasks)
+    raise ValueError(f'{name} is a mixture of {members}, and one task is needed here. Name one.')
   known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
   nearest = difflib.get_close_matches(name, known, n=1)
   hint = f' Did you mean {nearest[0]!r}?' if nearest else ''
@@ -236,10 +239,12 @@ def _import_task_module(task_module: str) -> None:
   try:
     importlib.import_module(task_module)
   except ModuleNotFoundError as error:
+    remedy = 'Give its dotted name, and start where Python finds it.'
+    if task_module.startswith('prompt_tuning.'):
+      remedy = "The original code's tasks are among this library's own: leave it out."
     raise ImportError(
         f'Cannot import the module {task_module!r} that should register the task '
-        f'(MIXTURE_OR_TASK_MODULE): {error}. Give its dotted name, and start where '
-        'Python finds it.'
+        f'(MIXTURE_OR_TASK_MODULE): {error}. {remedy}'
     ) from error
 
 
@@ -274,15 +279,15 @@ def _with_vocabulary(seqio: Any, task: Any, vocabulary: Vocabulary) -> dict[str,
 
 
 def _functions(task: Any) -> dict[str, Any]:
-  if len(task.metric_fns) > len(task.predict_metric_fns):
+  if task.predict_with_aux_metric_fns:
     warnings.warn(
-        f'{task.name} has metrics over scores instead of predictions; they are left '
-        'out.',
+        f'{task.name} has metrics over what else a model puts out beside its predictions; they '
+        'are left out.',
         stacklevel=3,
     )
   return {
       'postprocess_fn': task.postprocessor,
-      'metric_fns': list(task.predict_metric_fns),
+      'metric_fns': [*task.predict_metric_fns, *task.score_metric_fns],
   }
 
 

@@ -2,7 +2,7 @@
 
 Span corruption teaches T5 to begin its targets with `<extra_id_0>`; a model without LM adaptation
 answers as it was taught if the targets of a task begin so too ("span corruption + sentinel",
-Lester et al., 2021, section 3.3). The prefix is trained on and scored like the rest of a target;
+Lester et al., 2021, section 2.2). The prefix is trained on and scored like the rest of a target;
 of what a model writes it is taken off before anything is compared.
 """
 

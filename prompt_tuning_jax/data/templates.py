@@ -70,7 +70,7 @@ def parse(template: str | Sequence[Any]) -> tuple[Part, ...]:
   """The parts of a template, text or sequence, from left to right.
 
   Raises:
-    ValueError: if it cannot be read or has no field.
+    ValueError: if it cannot be read, has no field, or names one twice.
   """
   is_text = isinstance(template, str)
   parts = tuple(_parts_of_text(template) if is_text else map(_part_of_item, template))
@@ -85,6 +85,11 @@ def parse(template: str | Sequence[Any]) -> tuple[Part, ...]:
       raise ValueError(
           f'Template {template!r} puts the field {name!r} into the input: the model would '
           'read the answer that it is to give. Put <extra_id_0> where the answer belongs.'
+      )
+    if fields.count(name) > 1:
+      raise ValueError(
+          f'Template {template!r} names the field {name!r} {fields.count(name)} times: the model '
+          'would read the same text again. Name each field once.'
       )
   return parts
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning_jax.data import gzipped
+from prompt_tuning_jax.data import field_texts, gzipped
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 
 # Lines tokenised at a time: Python's lists of ids are ten times what they become.
@@ -95,7 +95,7 @@ def _parse_pair(line: str) -> tuple[str, str]:
     raise ValueError('empty')
   try:
     row = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     raise ValueError('not JSON') from None
   if not isinstance(row, dict):
     raise ValueError('not a JSON object')
@@ -106,6 +106,7 @@ def _parse_pair(line: str) -> tuple[str, str]:
       raise ValueError(f'{name!r} is not a text')
     if not row[name].strip():
       raise ValueError(f'{name!r} is empty')
+    field_texts.whole_text(row[name], name)
   return row['inputs'], row['targets']
 
 
@@ -123,7 +124,7 @@ def tokenize(
     `{'lines': all, 'count': skipped, 'first': ['file, line 3: not JSON', …]}`.
 
   Raises:
-    ValueError: if not one line can be used; the reasons are named.
+    ValueError: if a file is damaged, or not one line can be used; the reasons are named.
   """
   tokens = {feature: RaggedTokens() for feature in form.features}
   rows = RaggedBytes()
@@ -156,14 +157,20 @@ def _texts(
     paths: Sequence[str], form: Form, skipped: dict[str, Any]
 ) -> Iterator[tuple[str, ...]]:
   for path in paths:
-    with gzipped.open_bytes(path) as file:
-      for number, line in enumerate(file, start=1):
-        skipped['lines'] += 1
-        try:
-          # A UnicodeDecodeError is a ValueError too.
-          yield form.parse(line.decode('utf-8').rstrip('\r\n'))
-        except ValueError as error:
-          reason = 'not UTF-8' if isinstance(error, UnicodeDecodeError) else error
-          skipped['count'] += 1
-          if len(skipped['first']) < _NAMED_LINES:
-            skipped['first'].append(f'{path}, line {number}: {reason}')
+    try:
+      with gzipped.open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+          skipped['lines'] += 1
+          try:
+            # A UnicodeDecodeError is a ValueError too. Some editors mark a file's beginning.
+            text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
+            parsed = form.parse(text.rstrip('\r\n'))
+          except ValueError as error:
+            reason = 'not UTF-8' if isinstance(error, UnicodeDecodeError) else error
+            skipped['count'] += 1
+            if len(skipped['first']) < _NAMED_LINES:
+              skipped['first'].append(f'{path}, line {number}: {reason}')
+            continue
+          yield parsed
+    except gzipped.DAMAGED as error:
+      raise ValueError(f'{path} is truncated or damaged: {error}.') from error

@@ -13,6 +13,7 @@ import numpy as np
 
 from prompt_tuning_jax.data import array_file, functions, labels, provenance, text_files
 from prompt_tuning_jax.data.vocabulary import Vocabulary
+from prompt_tuning_jax.json_files import as_json
 
 # Raised when what the file holds, or how, changes; 2 counts the examples without a label.
 FORMAT = 2
@@ -285,6 +286,7 @@ class TokenizedTask:
       postprocess_fn: Callable[..., Any] | None = None,
       metric_fns: Sequence[Callable[..., Any]] = (),
       label_classes: Sequence[str] | None = None,
+      minus_one_is_none: bool = True,
       source: dict[str, Any] | None = None,
       code: dict[str, str] | None = None,
   ) -> TokenizedTask:
@@ -302,6 +304,7 @@ class TokenizedTask:
       metric_fns: `(targets, predictions) → {name: value}`.
       label_classes: texts of the classes. Without a `postprocess_fn`, predictions
         become class ids and the metric is the accuracy.
+      minus_one_is_none: whether a target of -1 is a label that is not public.
       source: where the examples come from (see `provenance.py`).
       code: sums of the modules that made them (see `provenance.py`).
 
@@ -332,7 +335,7 @@ class TokenizedTask:
           raw.setdefault(f'{feature}_pretokenized', tokens)
           tokens = vocabulary.encode(tokens) + [vocabulary.eos_id]
         ragged[feature].append(tokens)
-      raw = {key: _plain(value) for key, value in raw.items()}
+      raw = {key: as_json(value) for key, value in raw.items()}
       text = raw.get('targets_pretokenized')
       if text is None and 'targets' in ragged:
         text = vocabulary.decode(ragged['targets'].last)
@@ -340,7 +343,7 @@ class TokenizedTask:
       target = text
       if postprocess_fn is not None:
         target = postprocess_fn(text, example=raw, is_target=True)
-      targets.append(_plain(target))
+      targets.append(as_json(target))
       try:
         rows.append(json.dumps([raw, targets[-1]], ensure_ascii=False).encode())
       except (TypeError, ValueError) as error:
@@ -360,7 +363,9 @@ class TokenizedTask:
     manifest = make_manifest(
         name, split, vocabulary, features, len(targets), source=source, code=code
     ) | {
-        'unlabelled': labels.count_unlabelled(targets, target_texts),
+        'unlabelled': labels.count_unlabelled(
+            targets, target_texts, minus_one_is_none=minus_one_is_none
+        ),
         'label_classes': None if label_classes is None else list(label_classes),
         'postprocess_fn': functions.describe(postprocess_fn),
         'metric_fns': [functions.describe(metric) for metric in metric_fns],
@@ -465,21 +470,6 @@ def make_manifest(
 def own_numbers(example: Mapping[str, Any]) -> dict[str, Any]:
   """What a data set calls an example by: `idx`, or its parts `idx/question` and the like."""
   return {n: value for n, value in example.items() if n == 'idx' or n.startswith('idx/')}
-
-
-def _plain(value: Any) -> Any:
-  """A value as JSON holds it: bytes as text, arrays as lists, NumPy numbers as ours."""
-  if isinstance(value, bytes):
-    return value.decode('utf-8', errors='replace')
-  if isinstance(value, np.ndarray):
-    return _plain(value.tolist())
-  if isinstance(value, np.generic):
-    return _plain(value.item())
-  if isinstance(value, Mapping):
-    return {str(key): _plain(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  return value
 
 
 def seqio_is_installed() -> bool:

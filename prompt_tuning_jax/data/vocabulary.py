@@ -15,6 +15,9 @@ from collections.abc import Sequence
 
 import sentencepiece
 
+# Where T5 1.0's is, which T5 1.1, LM-adapted or not, and Flan-T5 have as well.
+T5_VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
+
 _SENTINEL = re.compile(r'<extra_id_(\d+)>')
 # A character for private use, which no vocabulary has and no piece contains.
 _UNKNOWN = '\ue000'
@@ -46,9 +49,8 @@ class Vocabulary:
     self.extra_ids = extra_ids
     if not os.path.isfile(self.path):
       raise FileNotFoundError(
-          f'No SentencePiece model at {self.path}. Every T5 checkpoint needs the '
-          'vocabulary it was trained with (T5 1.1: the 32,000 pieces of '
-          'cc_all.32000.100extra); name its file as `vocabulary`.'
+          f'No SentencePiece model at {self.path}. Every T5 checkpoint needs the vocabulary it '
+          f'was trained with (T5 1.1: a copy of {T5_VOCABULARY}); name its file as `vocabulary`.'
       )
     try:
       self._processor = sentencepiece.SentencePieceProcessor(model_file=self.path)
@@ -108,7 +110,9 @@ class Vocabulary:
   def encode(self, text: str, *, goes_on: bool = False) -> list[int]:
     """Token ids of `text`, without an end-of-sequence token.
 
-    `<extra_id_n>` in the text becomes the sentinel's id.
+    `<extra_id_n>` in the text becomes the sentinel's id, and what follows without a space is
+    part of the same word, as for seqio. One that touches the word before it is a sentinel too;
+    seqio reads that one letter by letter.
 
     Args:
       text: the text.
@@ -122,10 +126,10 @@ class Vocabulary:
       number = int(match.group(1))
       if number >= len(sentinels):
         continue
-      ids += self._encode_pieces(text[start : match.start()], goes_on and not ids)
+      ids += self._encode_pieces(text[start : match.start()], goes_on or bool(ids))
       ids.append(sentinels[number])
       start = match.end()
-    return ids + self._encode_pieces(text[start:], goes_on and not ids)
+    return ids + self._encode_pieces(text[start:], goes_on or bool(ids))
 
   def _encode_pieces(self, text: str, goes_on: bool) -> list[int]:
     if goes_on:

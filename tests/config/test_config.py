@@ -144,6 +144,8 @@ def test_a_macro_of_t5x_that_has_no_place_here_is_explained(flags):
 def test_a_flag_that_nothing_reads_is_noted(flags):
   parsed = config.parse('train', (), [*flags, "CLASS_LABELS=['a']"])
   assert parsed.notes == ('CLASS_LABELS is set, but nothing in this run uses it.',)
+  (note,) = config.parse('train', ['demo'], [*flags, 'TRAIN_STEPS=1_130_000']).notes
+  assert 'Set TRAIN_STEPS_RELATIVE, ' in note and '--gin_file=t5x_exact' in note
   assert config.parse('train', (), flags).notes == ()
 
 

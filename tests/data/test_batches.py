@@ -368,3 +368,17 @@ def test_missing_feature_lengths_and_unknown_modes_are_refused(task):
     train_batches([(task, 0.0)])
   with pytest.raises(IndexError, match='steps begin at 0'):
     train_batches(task)[-1]
+
+
+def test_words_of_a_template_stand_there_without_virtual_tokens_too(task, vocabulary):
+  """A prefix, or no prompt, reads the template that `infer` reads."""
+  batches = train_batches(
+      task, vocab_size=5000, feature_lengths={'inputs': 60, 'targets': 4},
+      num_virtual_tokens=0, placement=Template('what is it? {inputs}', vocabulary),
+      lengths='bucket',
+  )  # fmt: skip
+  _, example = batches.rows(0)[0]
+  expected = [*vocabulary.encode('what is it?'), *task[example]['inputs']]
+  row = batches[0].encoder_input_tokens[0]
+  assert row[: len(expected)].tolist() == expected
+  assert not row[len(expected) :].any()

@@ -496,3 +496,24 @@ def test_reading_a_good_file_warns_of_nothing(task, vocabulary, tmp_path):
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     TokenizedTask.read(tmp_path / 'kinds', vocabulary)
+
+
+def test_a_damaged_file_of_texts_is_named(vocabulary, tmp_path):
+  path = tmp_path / 'texts.txt.gz'
+  path.write_bytes(gzip.compress(b'one line\n' * 1000)[:-12])
+  with pytest.raises(ValueError, match='texts.txt.gz is truncated or damaged'):
+    TokenizedTask.from_text_files(path, vocabulary)
+
+
+def test_pairs_that_are_no_text_are_named_and_a_byte_order_mark_is_none(vocabulary, tmp_path):
+  path = tmp_path / 'pairs.jsonl'
+  nested = '[' * 100_000
+  lines = [
+      '\ufeff{"inputs": "a", "targets": "b"}',
+      '{"inputs": "half \\ud83d", "targets": "b"}',
+      f'{{"inputs": {nested}, "targets": "b"}}',
+  ]
+  path.write_text('\n'.join(lines), encoding='utf-8')
+  with pytest.warns(UserWarning, match='2 of 3 lines .* line 2: .*surrogate.* line 3: not JSON'):
+    task = TokenizedTask.from_jsonl(path, vocabulary)
+  assert len(task) == 1

@@ -203,6 +203,12 @@ def test_numbers_are_compared_as_numbers(tmp_path, vocabulary):
   rows = [('a', '1.0'), ('b', '2.5'), ('c', '4')]
   loaded = load_task(make(tmp_path, table(rows), **settings), 'train', vocabulary)
   assert [loaded.target(index) for index in range(3)] == [1, 2.5, 4]
+  # Of numbers -1 is one, and no missing label.
+  rows = [('a', '-1'), ('b', '0.5'), ('c', '1')]
+  loaded = load_task(make(tmp_path, table(rows), **settings), 'train', vocabulary)
+  loaded.require_labels()
+  (metric,) = loaded.metric_fns
+  assert metric([-1, 0.5, 1], [-1, 0.5, 1])['pearson_corrcoef'] == pytest.approx(100)
   with pytest.raises(ValueError, match="line 3: the target 'much' is no number"):
     rows = [('a', '1.0'), ('b', 'much')]
     load_task(make(tmp_path, table(rows), **settings), 'train', vocabulary)

@@ -82,3 +82,8 @@ def test_an_answer_that_is_truly_minus_one_is_told_what_to_do(vocabulary):
   )
   with pytest.raises(ValueError, match='a filter .* Where -1 is a true answer, .* as text'):
     task.require_labels()
+
+
+def test_of_numbers_minus_one_is_one():
+  found = labels.count_unlabelled([-1.0, 0.5], ['-1.0', '0.5'], minus_one_is_none=False)
+  assert found == labels.NONE_UNLABELLED

@@ -250,6 +250,8 @@ def test_a_mixture_that_cannot_work_is_refused_with_the_component_named():
     build('a', text, 'prefix_lm', 1.0, 32, None, 4)
   with pytest.raises(ValueError, match="'a': target_length=5 .* are 8 long"):
     build('a', text, 'span_corruption', 1.0, 32, 5, 4)
+  with pytest.raises(ValueError, match='noise spans need as many sentinels'):
+    build('a', text, 'span_corruption', 1.0, 8192, None, 4)
   with pytest.raises(ValueError, match="'a': its text has 5 tokens"):
     short = source_of([{'targets': np.arange(1, 6)}])
     build('a', short, 'span_corruption', 1.0, 32, None, 4)

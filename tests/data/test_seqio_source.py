@@ -29,6 +29,9 @@ MODULE = textwrap.dedent("""
     def own_metric(targets, predictions):
       return {'own': float(len(targets))}
 
+    def of_scores(targets, scores):
+      return {'mean_score': sum(scores) / len(scores)}
+
     class Unserialisable:
       def __call__(self, targets, predictions):
         return {'callable': 1.0}
@@ -50,6 +53,7 @@ MODULE = textwrap.dedent("""
     add('user_food', [own_metric, Unserialisable()], functools.partial(
         postprocessors.string_label_to_class_id, label_classes=['animal', 'food']))
     add('user_plain', [metrics.accuracy])
+    add('user_scored', [metrics.accuracy, of_scores])
     add('user_dev', [], source=seqio.FunctionDataSource(dev_rows, splits=['dev']))
     seqio.MixtureRegistry.add('user_parts', ['user_food', 'user_dev'], default_rate=1)
     seqio.MixtureRegistry.add('user_mixture', [('user_food', 3), ('user_plain', 1.5)])
@@ -112,6 +116,28 @@ def test_a_users_own_metrics_work_before_and_after_caching(vocabulary, monkeypat
         {'callable': 1.0},
     ]
     assert task.postprocess_fn('food') == 1
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['<extra_id_0>.', '<extra_id_0>ly', 'a <extra_id_0>, b', '<extra_id_0> .', '<extra_id_0>  two',
+     'a <extra_id_0> b <extra_id_1>', '<extra_id_0> <extra_id_1> x'],
+)  # fmt: skip
+def test_what_stands_behind_a_sentinel_has_the_ids_that_seqio_gives_it(vocabulary, text):
+  seqio = seqio_source.import_seqio()
+  theirs = seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
+  assert vocabulary.encode(text) == theirs.encode_tf(text).numpy().tolist()
+
+
+def test_a_mixture_is_no_task_and_says_of_what_it_is_one(vocabulary):
+  with pytest.raises(ValueError, match='user_mixture is a mixture of user_food, user_plain'):
+    load('user_mixture', 'train', vocabulary)
+
+
+def test_metrics_over_scores_are_kept(vocabulary):
+  accuracy, of_scores = load('user_scored', 'train', vocabulary).metric_fns
+  assert accuracy(['food'], ['food']) == {'accuracy': 100.0}
+  assert of_scores(['food', 'food'], [-1.0, -3.0]) == {'mean_score': -2.0}
 
 
 def test_a_users_own_metrics_need_seqio_and_say_so(vocabulary, without_seqio):

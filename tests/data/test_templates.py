@@ -125,6 +125,7 @@ def test_words_stay_and_fields_are_cut_from_the_end(vocabulary):
         ('{3} {subject}{object}', r'\{object\} touches what stands before it'),
         ('{3} {inputs} {targets}', "puts the field 'targets' into the input"),
         ((3, 'inputs', 'targets'), "puts the field 'targets' into the input"),
+        ('{inputs} {3} {inputs}', "names the field 'inputs' 2 times"),
     ],
 )
 def test_templates_that_make_no_sense_are_refused(template, message):

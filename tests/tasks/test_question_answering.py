@@ -222,6 +222,6 @@ def test_a_prompt_for_squad_is_evaluated_in_other_domains(tmp_path, capsys):
     folder = tmp_path / 'inference_eval'
     (metrics,) = (folder / f'{name}-metrics.jsonl').read_text().splitlines()
     assert {'em', 'f1'} <= json.loads(metrics).keys()
-    lines = (folder / f'{name}-predictions.jsonl').read_text().splitlines()
+    lines = (folder / f'{name}-validation-predictions.jsonl').read_text().splitlines()
     assert len(lines) == size
     assert all(isinstance(json.loads(line)['prediction'], str) for line in lines)
