@@ -68,6 +68,7 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'hub': ['huggingface_hub'],
         'hf': ['huggingface_hub', 'peft', 'protobuf', 'torch', 'transformers'],
         'plots': ['matplotlib'],
         'notebooks': ['ipykernel', 'matplotlib', 'nbclient', 'nbformat'],

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 from prompt_tuning_jax.prompt_files import load_prompt
 
 

@@ -2,6 +2,8 @@
 
   python -m prompt_tuning_jax.zoo.build.corpus \
     --wordnet /usr/share/wordnet --corpus CORPUS_DIR --out nano_corpus
+  python -m prompt_tuning_jax.zoo.build.corpus \
+    --wordnet /usr/share/wordnet --demo prompt_tuning_jax/zoo/demo
 
 * No file of the corpus contains a definition of the demo's validation and test splits, as
   the script checks when it has written them.
@@ -12,7 +14,7 @@
 import argparse
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prompt_tuning_jax.zoo.build.cloze import cloze_pairs
 from prompt_tuning_jax.zoo.build.options import option_pairs
@@ -35,8 +37,6 @@ TEXTS = {
     'speeches': ('state_union_inaugural.txt', 2_000_000),
 }
 MIN_BOOK_PARAGRAPH = 80  # characters; below it, books hold headings and page numbers
-
-DEMO_DIR = pathlib.Path(__file__).parent.parent / 'demo'
 
 
 def text_lines(
@@ -101,14 +101,24 @@ def _held_out_definitions(splits: dict[str, list[dict[str, str]]]) -> list[str]:
           for split in ('validation', 'test') for example in splits[split]]
 
 
+def _write_demo(folder: pathlib.Path, splits: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  for split, examples in splits.items():
+    path = folder / f'{split}.jsonl'
+    path.write_text(
+        ''.join(json.dumps(example, separators=(',', ':')) + '\n'
+                for example in examples), encoding='utf-8')
+    print(f'{path}: {len(examples):,} examples, {path.stat().st_size:,} bytes')
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Writes the demo's splits and the pretraining corpus, and prints their sizes."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--wordnet', type=pathlib.Path, required=True,
                       help='folder of WordNet 3.0\'s data.noun, data.verb, ...')
-  parser.add_argument('--demo', type=pathlib.Path, default=DEMO_DIR,
-                      help='where the demo\'s splits go (default: the package)')
+  parser.add_argument('--demo', type=pathlib.Path,
+                      help='where the demo\'s splits go; without it they are not written')
   parser.add_argument('--corpus', type=pathlib.Path,
                       help='folder with ' + ', '.join(name for name, _ in TEXTS.values()))
   parser.add_argument('--out', type=pathlib.Path,
@@ -116,17 +126,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   if (args.out is None) != (args.corpus is None):
     parser.error('--corpus and --out go together.')
+  if args.out is None and args.demo is None:
+    parser.error('nothing to write: name --corpus and --out, --demo, or all three.')
 
   synsets = read_synsets(args.wordnet)
   drawn = choose_demo(synsets)
   splits = reduce_demo(drawn)
-  args.demo.mkdir(parents=True, exist_ok=True)
-  for split, examples in splits.items():
-    path = args.demo / f'{split}.jsonl'
-    path.write_text(
-        ''.join(json.dumps(example, separators=(',', ':')) + '\n'
-                for example in examples), encoding='utf-8')
-    print(f'{path}: {len(examples):,} examples, {path.stat().st_size:,} bytes')
+  if args.demo is not None:
+    _write_demo(args.demo, splits)
   if args.out is None:
     return
 

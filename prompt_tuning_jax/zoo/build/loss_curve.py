@@ -12,7 +12,7 @@ import collections
 import os
 from collections.abc import Sequence
 
-from prompt_tuning_jax.jsonl import read_jsonl
+from prompt_tuning_jax.json_files import read_jsonl
 
 
 def draw(runs: Sequence[str], out: str) -> None:

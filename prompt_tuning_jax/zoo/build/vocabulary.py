@@ -3,7 +3,7 @@
   python -m prompt_tuning_jax.zoo.build.vocabulary \
     --corpus /tmp/nano_corpus --out prompt_tuning_jax/zoo/nano/spiece.model
 
-The corpus is what `wordnet.py` wrote. Dictionary entries and encyclopaedia leads are taken
+The corpus is what `corpus.py` wrote. Dictionary entries and encyclopaedia leads are taken
 whole, the rest as samples, so that the 4,000 pieces go to the words of definitions rather
 than to those of nineteenth-century novels. The model has T5's special ids (padding 0, end 1,
 unknown 2, no beginning); its 100 sentinels are added when the vocabulary is loaded.
@@ -60,7 +60,7 @@ def train(corpus: pathlib.Path, out: pathlib.Path) -> None:
   """Trains the model and writes it to `out`.
 
   Args:
-    corpus: folder written by `wordnet.py`.
+    corpus: folder written by `corpus.py`.
     out: the `.model` file to write.
 
   Raises:
@@ -73,7 +73,7 @@ def train(corpus: pathlib.Path, out: pathlib.Path) -> None:
     if not (corpus / name).exists():
       raise FileNotFoundError(
           f'{corpus / name} does not exist. Make the corpus first: '
-          'python -m prompt_tuning_jax.zoo.build.wordnet --help')
+          'python -m prompt_tuning_jax.zoo.build.corpus --help')
   out.parent.mkdir(parents=True, exist_ok=True)
   with out.open('wb') as model:
     sentencepiece.SentencePieceTrainer.train(
