@@ -177,7 +177,8 @@ def infer(
     decoding: how to write freely; greedily where None.
     ensemble: how several prompts answer together: 'vote' or 'mean', see `voting.agreed`; None
       where there is one.
-    output_dir: where `inferences.jsonl` is written, if anywhere.
+    output_dir: where `inferences.jsonl` is written, if anywhere. Answers are kept there as they
+      are found, so that the same command, interrupted, goes on.
 
   Returns:
     A line for each text, in their order: the answer, and where choices were ranked
@@ -219,6 +220,8 @@ def infer(
       ensemble,
       placement=placement,
       batch_size=batch_size or _BATCH_SIZE,
+      keep_in=output_dir,
+      progress=processes.is_main(),
   )
   remaining = iter(found)
   answers = [

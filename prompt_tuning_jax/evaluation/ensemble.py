@@ -48,6 +48,7 @@ class EnsembleEvaluator:
       normalize_by_length: bool = False,
       target_prefix: str | None = None,
       step: int | None = None,
+      keep_in: str | None = None,
       progress: bool = True,
   ):
     """Checks the prompts against the backbone, the task, and each other.
@@ -64,6 +65,7 @@ class EnsembleEvaluator:
       placement: where the virtual tokens stand; default: as each prompt was trained.
       method, lengths, decoding, normalize_by_length, target_prefix, progress: as in `evaluate`.
       step: training step for the results; default: each prompt's.
+      keep_in: as in `Evaluator`.
 
     Raises:
       ValueError: if a prompt does not belong to the backbone, they are not of one kind, or the
@@ -88,6 +90,7 @@ class EnsembleEvaluator:
         lengths=lengths,
         decoding=with_max_length(decoding, [member.feature_lengths for member in members]),
         normalize_by_length=normalize_by_length,
+        keep_in=keep_in,
         progress=progress,
         needs_labels=False,
         prompts=[

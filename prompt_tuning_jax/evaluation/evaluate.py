@@ -23,6 +23,7 @@ from prompt_tuning_jax.data.several_prompts import PromptLayout
 from prompt_tuning_jax.data.target_prefix import with_target_prefix
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.evaluation import kept_answers
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluator import Evaluator
 from prompt_tuning_jax.evaluation.results import EvalResult
@@ -50,6 +51,7 @@ def evaluate(
     target_prefix: str | None = None,
     params: PyTree | None = None,
     output_dir: str | None = None,
+    keep_in: str | None = None,
     step: int | None = None,
     progress: bool = True,
     **task_settings: Any,
@@ -75,7 +77,9 @@ def evaluate(
     design: words and solved examples around each input (prompt design), instead of a prompt.
     target_prefix: what stands before every target; default: as the prompt was trained.
     params: the backbone's weights, where they are not its own.
-    output_dir: where `inference_eval/` is written; None writes nothing.
+    output_dir: where `inference_eval/` is written; None writes nothing. Answers are kept there
+      as they are found, so that the same evaluation, interrupted, goes on when it is run again.
+    keep_in: another folder for these, from which the caller removes them (`kept_answers`).
     step: training step for the files; default: the prompt's.
     progress: whether to show a progress line.
     **task_settings: for what is named, as `load_task` takes them: task_module,
@@ -109,12 +113,15 @@ def evaluate(
         decoding=decoding,
         normalize_by_length=normalize_by_length,
         output_dir=output_dir,
+        keep_in=keep_in or output_dir,
         progress=progress,
         needs_labels=False,
     )
     result = evaluator(asked.injection, params, step=asked.step)
     of_words = task.manifest.get('design', '')
     results[name] = dataclasses.replace(result, prompt=asked.source or of_words)
+  if output_dir is not None and keep_in is None:
+    kept_answers.forget_all(output_dir)
   if list(results) == [tasks] or isinstance(tasks, TokenizedTask | FileTask):
     return next(iter(results.values()))
   return results

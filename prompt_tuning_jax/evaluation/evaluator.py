@@ -6,7 +6,9 @@ score.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,10 +24,11 @@ from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH
 from prompt_tuning_jax.data.several_prompts import PromptLayout
 from prompt_tuning_jax.data.target_prefix import without_prefix
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask, own_numbers
-from prompt_tuning_jax.data.virtual_tokens import Placement
-from prompt_tuning_jax.evaluation import best_first, ranking
+from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
+from prompt_tuning_jax.evaluation import best_first, kept_answers, ranking
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
+from prompt_tuning_jax.evaluation.kept_answers import KeptAnswers
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.evaluation.voting import Answer
 from prompt_tuning_jax.json_files import as_json
@@ -35,6 +38,8 @@ METHODS = ('rank', 'generate')
 
 # A row of a batch: the number of its example, and that of its prompt.
 _Row = tuple[int, int]
+# The same, the text of the answer, and its score or those of all choices.
+_Found = tuple[int, int, str, dict[str, Any]]
 
 # Of more classes than this only the best is searched for, and not all are scored.
 _MOST_SCORED = 1000
@@ -67,6 +72,7 @@ class Evaluator:
       decoding: Decoding | None = None,
       normalize_by_length: bool = False,
       output_dir: str | None = None,
+      keep_in: str | None = None,
       progress: bool = True,
       needs_labels: bool = True,
       prompts: Sequence[PromptLayout] = (),
@@ -91,6 +97,8 @@ class Evaluator:
       decoding: how to generate. Default: greedily, up to the length of the targets.
       normalize_by_length: rank by the mean log-probability of a class's tokens.
       output_dir: where `inference_eval/` is written; None writes nothing.
+      keep_in: folder in which answers are kept as they are found, until whoever named it has no
+        more need of them (`kept_answers.forget_all`); None keeps none.
       progress: whether to show a progress line.
       needs_labels: whether a split without any label is refused; where it is not, it is
         predicted and has no metrics. One that lacks only some is always refused.
@@ -120,6 +128,7 @@ class Evaluator:
           prompts[0].num_decoder_virtual_tokens,
       )
     self._output_dir = output_dir
+    self._keep_in = keep_in
     self._progress = progress
     self._decoding = decoding or Decoding(max_length=feature_lengths['targets'])
     self._normalize_by_length = normalize_by_length
@@ -133,6 +142,16 @@ class Evaluator:
         self._tree = best_first.ChoiceTree(self._choices)
     # On a mesh the devices divide the rows of a batch; those beyond the examples are empty.
     batch_size = _divisible(batch_size, backbone.mesh)
+    self._layout = {
+        'batch_size': batch_size,
+        'feature_lengths': dict(feature_lengths),
+        'virtual_tokens': self._virtual_tokens,
+        'lengths': lengths,
+        'placements': [
+            [as_placement(p.placement).description, p.num_virtual_tokens, p.input_length]
+            for p in prompts
+        ] or as_placement(placement).description,
+    }
     share, shares = partitioning.data_share(backbone.mesh)
     self._batches = EvalBatches(
         task,
@@ -201,9 +220,28 @@ class Evaluator:
     """
     model = self._model(injection, params)
     predict = self._rank if self._choices is not None else self._generate
+    kept = self._kept(injection, params)
+    batches = kept.read()
     with partitioning.on(self._backbone.mesh):
-      found = processes.gathered(list(predict(model, injection)))
+      for of_batch in predict(model, injection, len(batches)):
+        batches.append(of_batch)
+        kept.add(of_batch)
+      found = processes.gathered(list(itertools.chain(*batches)))
     return self._by_prompt({(row, number): (*rest,) for row, number, *rest in found})
+
+  def _kept(self, injection: Injection | None, params: PyTree | None) -> KeptAnswers:
+    if self._keep_in is None or params is not None:  # Of other weights nothing tells which.
+      return KeptAnswers(None)
+    return KeptAnswers(
+        self._keep_in,
+        backbone=kept_answers.describe_backbone(self._backbone),
+        injection=kept_answers.describe_injection(injection),
+        task=self.task.manifest,
+        layout=self._layout,
+        choices=self.task.label_classes if self._choices is not None else None,
+        normalize_by_length=self._normalize_by_length,
+        decoding=dataclasses.asdict(self._decoding) if self._choices is None else None,
+    )
 
   def result(
       self,
@@ -276,17 +314,20 @@ class Evaluator:
         for prompt in range(self._num_prompts)
     ]
 
-  def _rank(self, model, injection) -> Iterator[tuple[int, int, str, dict[str, Any]]]:
+  def _rank(self, model, injection, done: int) -> Iterator[list[_Found]]:
+    """The answers to each batch behind the first `done`."""
     classes = self.task.label_classes
-    for batch, rows, of_batch in self._each_batch('ranking'):
+    for batch, rows, of_batch in self._each_batch('ranking', done):
       inputs_BS, prompt_ids_B = batch.encoder_input_tokens, batch.prompt_ids
       if self._tree is not None:
         best_B, scores_B = best_first.best_choices(
             *model, inputs_BS, self._tree, injection, prompt_ids_B
         )
-        for row, best, score in zip(of_batch, best_B, scores_B):
-          if row is not None:
-            yield *row, classes[best], {'score': float(score)}
+        yield [
+            (*row, classes[best], {'score': float(score)})
+            for row, best, score in zip(of_batch, best_B, scores_B)
+            if row is not None
+        ]
         continue
       scores_BC = ranking.score_choices(
           *model,
@@ -297,12 +338,16 @@ class Evaluator:
           prompt_ids_B=prompt_ids_B,
       )
       scores_BC = partitioning.own_rows(scores_BC)
-      for row, best, scores_C in zip(rows, ranking.best_choice(scores_BC), scores_BC.tolist()):
-        yield *row, classes[best], {'scores': dict(zip(classes, scores_C))}
+      best_B = ranking.best_choice(scores_BC)
+      yield [
+          (*row, classes[best], {'scores': dict(zip(classes, scores_C))})
+          for row, best, scores_C in zip(rows, best_B, scores_BC.tolist())
+      ]
 
-  def _generate(self, model, injection) -> Iterator[tuple[int, int, str, dict[str, Any]]]:
+  def _generate(self, model, injection, done: int) -> Iterator[list[_Found]]:
+    """The answers to each batch behind the first `done`."""
     vocabulary = self._backbone.vocabulary
-    for batch, rows, of_batch in self._each_batch('decoding'):
+    for batch, rows, of_batch in self._each_batch('decoding', done):
       decoded = self._decoding(
           *model,
           batch.encoder_input_tokens,
@@ -313,18 +358,28 @@ class Evaluator:
           prompt_ids_B=batch.prompt_ids,
       )
       tokens_BKT, scores_BK = map(partitioning.own_rows, decoded)
-      for row, tokens_T, score in zip(rows, tokens_BKT[:, -1], scores_BK[:, -1]):
-        text = without_prefix(vocabulary.decode(tokens_T), self.task.target_prefix)
-        yield *row, text, {'score': float(score)}
+      texts = [
+          without_prefix(vocabulary.decode(tokens_T), self.task.target_prefix)
+          for tokens_T in tokens_BKT[:, -1]
+      ]
+      yield [
+          (*row, text, {'score': float(score)})
+          for row, text, score in zip(rows, texts, scores_BK[:, -1])
+      ]
 
-  def _each_batch(self, what: str) -> Iterator[tuple[Any, list[_Row], list[_Row | None]]]:
-    """Every batch, and the examples and prompts of this process's rows and of all rows.
+  def _each_batch(
+      self, what: str, done: int = 0
+  ) -> Iterator[tuple[Any, list[_Row], list[_Row | None]]]:
+    """Every batch behind the first `done`, and the examples and prompts of its rows.
 
-    Of all rows in the order in which they lie on the devices; those that fill it up have None.
+    First those of this process's rows; then those of all rows, in the order in which these lie on
+    the devices, None for rows that only fill the batch.
     """
     mesh = self._backbone.mesh
     shown = tqdm.tqdm(
-        self._batches,
+        itertools.islice(self._batches, done, None),
+        initial=done,
+        total=len(self._batches),
         desc=f'{what} {self.task.name}',
         unit='batch',
         # None: only on a terminal.

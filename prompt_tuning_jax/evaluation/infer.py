@@ -11,6 +11,7 @@ stacked (`injection_stack.py`), and each row says which of them it has.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 import warnings
@@ -26,9 +27,10 @@ from prompt_tuning_jax.data.several_prompts import moved
 from prompt_tuning_jax.data.target_prefix import common_prefix, without_prefix
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.data.vocabulary import Vocabulary
-from prompt_tuning_jax.evaluation import ranking
+from prompt_tuning_jax.evaluation import kept_answers, ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, unpack_prompt
+from prompt_tuning_jax.evaluation.kept_answers import KeptAnswers
 from prompt_tuning_jax.evaluation.voting import Answer, agreed, check_ensemble
 from prompt_tuning_jax.injection_stack import stack_injections
 from prompt_tuning_jax.typing import Array, Injection, PyTree
@@ -72,6 +74,7 @@ def generate(
     max_input_length: int | None = None,
     placement: Placement | str | None = None,
     params: PyTree | None = None,
+    keep_in: str | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> list[str]:
@@ -91,7 +94,9 @@ def generate(
       prompt was trained with, else nothing is cut.
     placement: where the virtual tokens stand; default: as the prompt was trained.
     params: the backbone's weights, where they are not its own.
-    progress: whether to show a progress line.
+    keep_in: folder in which answers are kept as they are found, until all of them are, so that
+      the same call, interrupted, goes on when it is made again; None keeps none.
+    progress: whether to show a progress line, on a terminal.
     **settings: further settings of `decoding.Decoding`: num_beams, alpha,
       temperature, top_k, top_p, seed.
 
@@ -104,7 +109,8 @@ def generate(
   """
   decoding = Decoding(strategy=decode, max_length=max_length, **settings)
   inputs = _Inputs(backbone, prompt, texts, placement, max_input_length)
-  return [text for text, _ in _decoded(inputs, decoding, batch_size, params, progress)]
+  answers = _decoded(inputs, decoding, batch_size, params, progress, keep_in)
+  return [text for text, _ in answers]
 
 
 def rank(
@@ -118,6 +124,7 @@ def rank(
     max_input_length: int | None = None,
     placement: Placement | str | None = None,
     params: PyTree | None = None,
+    keep_in: str | None = None,
     progress: bool = False,
 ) -> list[Ranked]:
   """Scores the same choices for each text, with one pass of the encoder for all.
@@ -133,7 +140,8 @@ def rank(
     max_input_length: as in `generate`.
     placement: as in `generate`.
     params: the backbone's weights, where they are not its own.
-    progress: whether to show a progress line.
+    keep_in: as in `generate`.
+    progress: as in `generate`.
 
   Returns:
     Label and scores of each text.
@@ -143,7 +151,7 @@ def rank(
       or as `generate`.
   """
   inputs = _Inputs(backbone, prompt, texts, placement, max_input_length)
-  return _ranked(inputs, choices, batch_size, params, progress, normalize_by_length)
+  return _ranked(inputs, choices, batch_size, params, progress, keep_in, normalize_by_length)
 
 
 def _ranked(
@@ -152,6 +160,7 @@ def _ranked(
     batch_size: int,
     params: PyTree | None,
     progress: bool,
+    keep_in: str | None,
     normalize_by_length: bool = False,
 ) -> list[Ranked]:
   backbone = inputs.backbone
@@ -161,9 +170,15 @@ def _ranked(
     raise ValueError(
         f'Choices stand more than once: {", ".join(map(repr, repeated))}. Name each once.'
     )
+  kept = inputs.kept(
+      keep_in if params is None else None,
+      batch_size,
+      choices=list(choices),
+      normalize_by_length=normalize_by_length,
+  )
+  found = kept.read()
   params = backbone.params if params is None else params
-  ranked: list[Any] = [None] * len(inputs)
-  for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress):
+  for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress, len(found)):
     with partitioning.on(backbone.mesh):
       scores_BC = ranking.score_choices(
           backbone.module,
@@ -175,10 +190,13 @@ def _ranked(
           **of_rows,
       )
     scores_BC = partitioning.whole(scores_BC)
-    for number, best, scores_C in zip(
-        numbers, ranking.best_choice(scores_BC), scores_BC.tolist()
-    ):
-      ranked[number] = Ranked(choices[best], dict(zip(choices, scores_C)))
+    best_B = ranking.best_choice(scores_BC).tolist()
+    found.append(list(zip(numbers.tolist(), best_B, scores_BC.tolist())))
+    kept.add(found[-1])
+  ranked: list[Any] = [None] * len(inputs)
+  for number, best, scores_C in itertools.chain(*found):
+    ranked[number] = Ranked(choices[best], dict(zip(choices, scores_C)))
+  kept.forget()
   return ranked
 
 
@@ -193,6 +211,7 @@ def ensemble(
     max_input_length: int | None = None,
     placement: Placement | str | None = None,
     params: PyTree | None = None,
+    keep_in: str | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> list[Agreed]:
@@ -207,7 +226,7 @@ def ensemble(
     choices: texts to choose from; None writes freely.
     how: 'vote' or 'mean', see `voting.agreed`.
     batch_size: most rows in a batch, of which each text needs one for every prompt.
-    max_input_length, placement, params, progress: as in `generate`.
+    max_input_length, placement, params, keep_in, progress: as in `generate`.
     **settings: further ones of `rank` (normalize_by_length) or `generate` (decode, max_length …).
 
   Raises:
@@ -224,7 +243,7 @@ def ensemble(
         "(choices, CLASS_LABELS). Name them, or use 'vote'."
     )
   count = len(prompts)
-  rows = dict(batch_size=batch_size, params=params, progress=progress)
+  rows = dict(batch_size=batch_size, params=params, progress=progress, keep_in=keep_in)
   every = [prompt for _ in texts for prompt in prompts], [text for text in texts for _ in prompts]
   inputs = _Inputs(backbone, *every, placement, max_input_length, rows_of_text=count)
   answers: list[Answer]
@@ -247,6 +266,7 @@ def _decoded(
     batch_size: int,
     params: PyTree | None,
     progress: bool,
+    keep_in: str | None,
 ) -> list[Answer]:
   """The best answer to each text, with its score.
 
@@ -256,9 +276,12 @@ def _decoded(
   if decoding.max_length is None:
     length = inputs.target_length or Decoding.max_length
     decoding = dataclasses.replace(decoding, max_length=length)
+  kept = inputs.kept(
+      keep_in if params is None else None, batch_size, decoding=dataclasses.asdict(decoding)
+  )
+  found = kept.read()
   params = backbone.params if params is None else params
-  answers: list[Any] = [None] * len(inputs)
-  for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress):
+  for tokens_BS, of_rows, numbers in inputs.batches(batch_size, progress, len(found)):
     with partitioning.on(backbone.mesh):
       decoded = decoding(
           backbone.module,
@@ -270,9 +293,16 @@ def _decoded(
           **of_rows,
       )
     tokens_BKT, scores_BK = map(partitioning.whole, decoded)
-    for number, tokens_T, score in zip(numbers, tokens_BKT[:, -1], scores_BK[:, -1]):
-      text = without_prefix(backbone.vocabulary.decode(tokens_T), inputs.target_prefix)
-      answers[number] = text, {'score': float(score)}
+    texts = [
+        without_prefix(backbone.vocabulary.decode(tokens_T), inputs.target_prefix)
+        for tokens_T in tokens_BKT[: len(numbers), -1]
+    ]
+    found.append(list(zip(numbers.tolist(), texts, scores_BK[:, -1].tolist())))
+    kept.add(found[-1])
+  answers: list[Any] = [None] * len(inputs)
+  for number, text, score in itertools.chain(*found):
+    answers[number] = text, {'score': score}
+  kept.forget()
   return answers
 
 
@@ -370,12 +400,27 @@ class _Inputs:
   def __len__(self) -> int:
     return len(self._rows)
 
+  def kept(self, keep_in: str | None, batch_size: int, **answers: Any) -> KeptAnswers:
+    """The answers to these texts that were found before; `answers` says of what kind they are."""
+    if keep_in is None:
+      return KeptAnswers(None)
+    return KeptAnswers(
+        keep_in,
+        backbone=kept_answers.describe_backbone(self.backbone),
+        injection=kept_answers.describe_injection(self.injection),
+        rows=kept_answers.sum_of_arrays([*map(np.asarray, self._rows), self._prompt_ids]),
+        target_prefix=self.target_prefix,
+        batch_size=batch_size,
+        **answers,
+    )
+
   def batches(
-      self, batch_size: int, progress: bool
+      self, batch_size: int, progress: bool, done: int = 0
   ) -> Iterator[tuple[Array, dict[str, Array], np.ndarray]]:
     """Tokens [B, S], further arguments for these rows, and the numbers of their texts.
 
-    The arrays are split over the devices. Longest texts come first.
+    The arrays are split over the devices. Longest texts come first; the first `done` batches are
+    left out.
     """
     if batch_size < 1:
       raise ValueError(f'batch_size={batch_size} must be at least 1.')
@@ -383,7 +428,16 @@ class _Inputs:
     order = np.argsort(-lengths, kind='stable')
     batch_size = min(batch_size, max(len(order), 1))
     starts = range(0, len(order), batch_size)
-    for start in tqdm.tqdm(starts, unit='batch', disable=not progress, file=sys.stderr):
+    shown = tqdm.tqdm(
+        starts[done:],
+        initial=done,
+        total=len(starts),
+        unit='batch',
+        # None: only on a terminal.
+        disable=None if progress else True,
+        file=sys.stderr,
+    )
+    for start in shown:
       numbers = order[start : start + batch_size]
       width = _width(int(lengths[numbers].max()))
       # A last batch keeps the shape of the others: its other rows are empty.

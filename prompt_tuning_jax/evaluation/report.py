@@ -31,7 +31,7 @@ from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
-from prompt_tuning_jax.evaluation import super_glue
+from prompt_tuning_jax.evaluation import kept_answers, super_glue
 from prompt_tuning_jax.evaluation.ensemble import EnsembleEvaluator
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt
 from prompt_tuning_jax.evaluation.leaderboard import remove_leaderboard, write_leaderboard
@@ -290,6 +290,7 @@ def evaluate_prompts(
       in one pass over it for all of them; None leaves each to itself.
     output_dir: receives metrics and predictions as each is done (of several prompts in
       `prompt_0/` and so on, of all together in `ensemble/`), then what `Report.write` writes.
+      Interrupted, the same evaluation goes on there where it stopped.
     progress: whether to show progress, and every result as it comes.
     **settings: as `evaluate` takes them.
 
@@ -319,7 +320,13 @@ def evaluate_prompts(
     params = settings.pop('params', None)
     evaluators = {
         name: EnsembleEvaluator(
-            backbone, own[name], task, ensemble=ensemble, progress=progress, **settings
+            backbone,
+            own[name],
+            task,
+            ensemble=ensemble,
+            keep_in=output_dir,
+            progress=progress,
+            **settings,
         )
         for name, task in loaded.items()
     }
@@ -339,6 +346,7 @@ def evaluate_prompts(
             prompt,
             task,
             output_dir=output_dir and prompt_folder(output_dir, number, count),
+            keep_in=output_dir,
             progress=progress,
             **settings,
         )
@@ -348,6 +356,7 @@ def evaluate_prompts(
   report = Report(results, ensembles, ensemble or '')
   if output_dir is not None and jax.process_index() == 0:
     report.write(output_dir)
+    kept_answers.forget_all(output_dir)
   return report
 
 
