@@ -252,9 +252,13 @@ class DecoderLayer(_Layer):
       index: Array,
       relpos_bias_1N1K: Array | None,
       keys: KeyPositions,
-      cross_bias_B11S: Array,
+      cross_bias_I11S: Array,
   ) -> tuple[Array, KeysValues]:
-    """One token against the cache; returns its output and the filled cache."""
+    """One token against the cache; returns its output and the filled cache.
+
+    Each of the I inputs may have K sequences, B = I · K: the keys and values of its encoding,
+    and who may see them, are there once.
+    """
     if relpos_bias_1N1K is None:
       relpos_bias_1N1K = keys.bias(self.relpos_bias, index[None])
     valid_B1 = jnp.ones(x_B1D.shape[:2], x_B1D.dtype)
@@ -270,10 +274,12 @@ class DecoderLayer(_Layer):
     x_B1D = self._after_self_attention(
         x_B1D, normed_B1D, self_keys_values, relpos_bias_1N1K + causal_bias_K, False
     )
-    x_B1D = self._after_cross_attention_and_mlp(
-        x_B1D, valid_B1, cross_keys_values, cross_bias_B11S, False
+    # Sequences of one input attend to the same keys: they stand side by side, as its queries.
+    x_IKD = x_B1D.reshape(len(cross_keys_values[0]), -1, x_B1D.shape[-1])
+    x_IKD = self._after_cross_attention_and_mlp(
+        x_IKD, jnp.ones(x_IKD.shape[:2], x_IKD.dtype), cross_keys_values, cross_bias_I11S, False
     )
-    return x_B1D, self_keys_values
+    return x_IKD.reshape(x_B1D.shape), self_keys_values
 
   def _normed_inputs(self, x_BTD: Array, valid_BT: Array) -> Array:
     return self.pre_self_attention_layer_norm(x_BTD) * valid_BT[..., None]

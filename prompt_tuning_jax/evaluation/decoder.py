@@ -43,7 +43,10 @@ class CachedDecoder:
     self._of_rows = {} if prompt_ids_B is None else {'prompt_ids_B': prompt_ids_B}
 
   def init_cache(self, max_length: int, copies: int) -> PyTree:
-    """A cache whose row b · copies + k belongs to sequence k of input b."""
+    """A cache whose row b · copies + k belongs to sequence k of input b.
+
+    What the decoder reads of the encoder is there once for each input, whatever the copies.
+    """
     with jax.named_scope('encode'):
       encoded_BSD = self._apply(
           self._inputs_BS, self._injection, method='encode', **self._of_rows
@@ -59,9 +62,9 @@ class CachedDecoder:
     )
     if count:
       cache = self._after_decoder_prompt(cache)
-    # Axis 1 is the batch in every array of a cache; its index is a scalar.
-    return jax.tree.map(
-        lambda x: jnp.repeat(x, copies, axis=1) if x.ndim > 1 else x, cache
+    return cache.replace(
+        self_keys=jnp.repeat(cache.self_keys, copies, axis=1),
+        self_values=jnp.repeat(cache.self_values, copies, axis=1),
     )
 
   def _after_decoder_prompt(self, cache: PyTree) -> PyTree:

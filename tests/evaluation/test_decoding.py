@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax.evaluation import beam_search, decoding, ranking, sampling
+from prompt_tuning_jax.evaluation.decoder import CachedDecoder
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.typing import Batch, Injection
 from tests.conftest import prepend_virtual, recorded_batch
@@ -57,6 +58,15 @@ def test_beams_are_those_that_t5x_found(mini32, recorded, inputs, name, num_beam
   )
   np.testing.assert_array_equal(tokens, recorded[f'{name}/tokens'])
   np.testing.assert_allclose(scores, recorded[f'{name}/scores'], rtol=1e-5)
+
+
+def test_beams_share_what_they_read_of_the_encoder(mini32, inputs):
+  module, params = mini32
+  decoder = CachedDecoder(module, params, *inputs)
+  cache = jax.eval_shape(lambda: decoder.init_cache(12, 4))
+  rows = len(inputs[0])
+  assert cache.self_keys.shape[1] == cache.self_values.shape[1] == 4 * rows
+  assert cache.cross_keys.shape[1] == cache.cross_values.shape[1] == rows
 
 
 def test_the_last_beam_is_the_one_that_t5x_returns_as_best(mini32, recorded, inputs):
