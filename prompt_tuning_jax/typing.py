@@ -6,6 +6,7 @@ Dimension key, used as suffixes of array names in hot code (`logits_BTV`):
   P  prompt length         D  model width                  N  attention heads
   H  width of one head     F  feed-forward width           V  rows of the embedding table
   L  layers                C  choices (verbalizers)        K  beams, or prompts
+  I  inputs that are decoded, each in K rows of the batch
 
 Three types cross the borders between methods, backbones and data: `Batch`,
 `Injection` and `BackboneSpec`. The first two are plain pytrees of arrays.
