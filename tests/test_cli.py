@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import prompt_tuning_jax
-from prompt_tuning_jax import cli
+from prompt_tuning_jax import cli, cli_commands
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.config import registry
@@ -31,7 +31,7 @@ WITHOUT_GIN = ['demo', 'prepare']
 
 
 def test_every_command_that_gin_configures_is_one_of_the_command_line():
-  assert {cli._gin_name(name) for name in COMMANDS} == {*registry.commands(), *WITHOUT_GIN}
+  assert {cli_commands.gin_name(name) for name in COMMANDS} == {*registry.commands(), *WITHOUT_GIN}
 
 
 _NEEDED = [

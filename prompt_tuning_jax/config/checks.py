@@ -2,8 +2,8 @@
 
 `check` runs before every command, dry or not, so that a mistake in the last minute of a
 run's start shows in its first second; where the library has a function that refuses a
-value, that is what is called. `check_sources` looks for what a run would find out by
-itself a little later (is there such a task?), for a dry run to tell.
+value, that is what is called. What a run would find out by itself a little later (is there such a
+task?) is looked for by `sources.py`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,18 @@ from prompt_tuning_jax import initializers, partitioning, plan, plan_device, tar
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.checkpoints import convert, load
 from prompt_tuning_jax.config import errors
-from prompt_tuning_jax.data import buckets, cache
+from prompt_tuning_jax.data import buckets
 from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.prompt_design import PromptDesign
-from prompt_tuning_jax.data.tokenized_task import seqio_is_installed
 from prompt_tuning_jax.data.virtual_tokens import Template, as_placement
 from prompt_tuning_jax.evaluation import evaluator
-from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
+from prompt_tuning_jax.evaluation.prompt_paths import listed, paths_without_tasks
 from prompt_tuning_jax.evaluation.voting import check_ensemble
-from prompt_tuning_jax.injection_stack import stack_injections
 from prompt_tuning_jax.methods import method as method_lib
 from prompt_tuning_jax.methods.method import Method
 from prompt_tuning_jax.neighbors import clusters, words
 from prompt_tuning_jax.neighbors import picture as picture_lib
 from prompt_tuning_jax.neighbors.report import prompts_named
-from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.state_saving import StateSaver, nothing_saved, run_and_step
@@ -66,51 +63,6 @@ def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
   if backbone is not None:
     notes += _check_mesh(backbone.mesh, backbone.rules, backbone.module)
   return notes
-
-
-def check_sources(command: str, kwargs: Mapping[str, Any]) -> None:
-  """Looks for the tasks, prompts and backbones that a command names.
-
-  Raises:
-    ValueError, ImportError: if there is no such task.
-    ValueError, OSError: if a prompt or a backbone to convert cannot be read, a prompt does not
-      fit the backbone, or several are to answer together and are not of one kind.
-  """
-  backbone = kwargs.get('backbone')
-  where = kwargs.get('prompt_file') or kwargs.get('import_path')
-  injections = []
-  for path in _paths_without_tasks(where) if where else ():
-    prompt = load_prompt(path)
-    if backbone is not None:
-      prompt.injection.check(backbone.spec)
-    if command == 'neighbors':
-      words.prompt_rows(backbone, prompt.injection, path)
-    injections.append(prompt.injection)
-  # Those of different tasks never answer together.
-  if kwargs.get('ensemble') and injections and not isinstance(where, Mapping):
-    stack_injections(injections)
-  if command == 'convert' and not load.is_elsewhere(kwargs['where']):
-    load.open_checkpoint(load.find(kwargs['where']), kwargs.get('max_distance'))
-  task, eval_task = kwargs.get('task'), kwargs.get('eval_task')
-  split = 'train' if command == 'train' else kwargs.get('split')
-  if isinstance(task, FileTask):
-    # Whether the files are there is quickly seen.
-    split = split or task.splits[0]
-    eval_task = eval_task or (task if command == 'train' else None)
-    if (design := kwargs.get('design')) is not None and design.examples:
-      task.paths('train')
-  for name, of_split in (
-      (task, split),
-      (eval_task, kwargs.get('eval_split', 'validation')),
-  ):
-    if name:
-      _check_task(
-          name,
-          of_split or 'validation',
-          backbone,
-          kwargs.get('task_module', cache.DEFAULT_TASK_MODULE),
-          kwargs.get('cache_dir'),
-      )
 
 
 def _check_train(
@@ -205,7 +157,7 @@ def _check_evaluate(
           'or a path with * in it; or set ENSEMBLE=None.'
       )
   if prompt_file:
-    _paths_without_tasks(prompt_file)
+    paths_without_tasks(prompt_file)
   if checkpoint_path:
     _check_checkpoint(checkpoint_path)
   if placement is not None:
@@ -229,12 +181,12 @@ def _check_infer(
   _check_design(design, placement, PROMPT_FILE=prompt_file)
   if design is not None:
     design.check_words_alone()
-  if isinstance(prompt_file, Mapping) or any('{task}' in p for p in _listed(prompt_file or ())):
+  if isinstance(prompt_file, Mapping) or any('{task}' in p for p in listed(prompt_file or ())):
     raise ValueError(
         f'PROMPT_FILE is {prompt_file!r}, the prompts of each task; infer knows of no task. Name '
         'the prompt, or by a list or a path with * in it several that answer together.'
     )
-  count = len(_paths_without_tasks(prompt_file)) if prompt_file else 0
+  count = len(paths_without_tasks(prompt_file)) if prompt_file else 0
   if ensemble is not None:
     check_ensemble(ensemble)
   elif count > 1:
@@ -497,24 +449,6 @@ def _check_prompt_file(path: Any) -> None:
     )
 
 
-def _paths_without_tasks(where: Any) -> list[str]:
-  """Paths of the prompts that are named without `{task}`, whose names only the tasks tell."""
-  if isinstance(where, Mapping):
-    patterns = [(task, p) for task, of in where.items() for p in _listed(of)]
-  else:
-    patterns = [('', pattern) for pattern in _listed(where)]
-  return [
-      path
-      for task, pattern in patterns
-      if task or '{task}' not in pattern
-      for path in find_prompts(pattern, task)
-  ]
-
-
-def _listed(paths: str | Sequence[str]) -> Sequence[str]:
-  return [paths] if isinstance(paths, str) else paths
-
-
 def _check_checkpoint(path: str) -> None:
   """Refuses a path without a saved state, and runs that have neither prompt nor task."""
   run, _ = run_and_step(path)
@@ -529,28 +463,6 @@ def _check_checkpoint(path: str) -> None:
         'makes a backbone and no prompt. Leave CHECKPOINT_PATH out and name the backbone that it '
         f'leaves when it is finished: INITIAL_CHECKPOINT_PATH={os.path.join(run, "backbone")}'
     )
-
-
-def _check_task(
-    name: str | FileTask,
-    split: str,
-    backbone: Backbone | None,
-    task_module: str,
-    cache_dir: str | None,
-) -> None:
-  if isinstance(name, FileTask):
-    name.paths(split)
-    return
-  vocabulary = backbone.vocabulary if backbone is not None else None
-  if vocabulary is not None and os.path.exists(
-      cache.cache_path(name, split, vocabulary, cache_dir)
-  ):
-    return
-  if seqio_is_installed():
-    from prompt_tuning_jax.data import seqio_source
-
-    if seqio_source.mixture_members(name, task_module) is None:
-      seqio_source.task_functions(name, task_module)
 
 
 def _notes_on_decoding(decoding: Any, eval_method: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.config import bindings as bindings_lib
-from prompt_tuning_jax.config import building, checks
+from prompt_tuning_jax.config import building, checks, sources
 from prompt_tuning_jax.config.errors import ConfigError
 from prompt_tuning_jax.config.files import packaged_files
 from prompt_tuning_jax.config.parsing import parse
@@ -92,7 +92,7 @@ def check_sources(runs: Sequence[SweepRun]) -> None:
   for run in runs:
     tasks = repr([run.arguments.get(name) for name in ('task', 'eval_task', 'eval_split')])
     if tasks not in looked_for:
-      checks.check_sources('train', run.arguments)
+      sources.check_sources('train', run.arguments)
       looked_for.add(tasks)
 
 

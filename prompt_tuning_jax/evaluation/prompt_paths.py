@@ -35,7 +35,7 @@ def find_prompts(
       )
     where = where[task]
   paths: list[str] = []
-  for pattern in [where] if isinstance(where, str) else where:
+  for pattern in listed(where):
     names = dict.fromkeys([task, super_glue.task_of(task) or task])
     places = list(dict.fromkeys(pattern.replace('{task}', name) for name in names))
     found = next(filter(None, map(_matches, places)), [])
@@ -48,6 +48,31 @@ def find_prompts(
       )
     paths += found
   return paths
+
+
+def paths_without_tasks(
+    where: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+) -> list[str]:
+  """Paths of the prompts that are named without `{task}`, whose names only the tasks tell.
+
+  Raises:
+    FileNotFoundError, ValueError: as `find_prompts`.
+  """
+  if isinstance(where, Mapping):
+    patterns = [(task, p) for task, of in where.items() for p in listed(of)]
+  else:
+    patterns = [('', pattern) for pattern in listed(where)]
+  return [
+      path
+      for task, pattern in patterns
+      if task or '{task}' not in pattern
+      for path in find_prompts(pattern, task)
+  ]
+
+
+def listed(paths: str | Sequence[str]) -> Sequence[str]:
+  """One path as a list of paths."""
+  return [paths] if isinstance(paths, str) else paths
 
 
 def _matches(path: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from prompt_tuning_jax import artifact
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
-from prompt_tuning_jax.evaluation import infer as infer_lib
+from prompt_tuning_jax.evaluation import text_rows
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.evaluation.infer import generate, rank
@@ -168,9 +168,9 @@ def test_no_texts_give_no_answers(backbone):
 
 
 def test_widths_are_few_and_hold_their_texts():
-  widths = {infer_lib._width(length) for length in range(1, 513)}
+  widths = {text_rows._width(length) for length in range(1, 513)}
   assert sorted(widths) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
-  assert all(length <= infer_lib._width(length) for length in range(1, 513))
+  assert all(length <= text_rows._width(length) for length in range(1, 513))
 
 
 def test_what_does_not_fit_is_refused(backbone, soft_prompt):
