@@ -182,9 +182,7 @@ def train_together(
           for name in ('feature_lengths', 'packed_length', 'microbatches', 'dropout_rate')
       },
   }
-  state = jax.eval_shape(lambda: trials.placed_state(None))
-  held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  at_once = runs_at_once(len(runs), shared['batch_size'], held, planned)
+  at_once = runs_at_once(len(runs), shared['batch_size'], trials.state_bytes, planned)
   plan.check_memory(batch_size=at_once * shared['batch_size'], **planned)
   saver = StateSaver(model_dir, keep=shared['keep_checkpoints'])
   periods = loop.LoopConfig(

@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,6 +142,20 @@ class Trials:
         },
         stopped_at=jnp.where(good_K, -1, 1).astype(jnp.int32),
     )
+
+  @property
+  def state_bytes(self) -> int:
+    """What trains in all trials, in float32, and what their optimisers keep; nothing is drawn."""
+    held = 0
+    for group in self._groups.values():
+      shapes = method_lib.shapes(group.method, self._spec)[0]
+      trained = {
+          'prompt': jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes)
+      }
+      kept = [trained, jax.eval_shape(group.tx.init, trained)]
+      of_one = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
+      held += of_one * len(group.members)
+    return held
 
   def placed_state(self, mesh: Mesh | None) -> TrialsState:
     """The same on the devices of a mesh, all of which hold all prompts."""

@@ -148,6 +148,14 @@ def test_microbatches_and_a_mesh_change_nothing(backbone, tasks):
       jax.tree.map(functools.partial(assert_close, relative=1e-4), one, other)
 
 
+def test_what_trains_is_counted_without_drawing_it(backbone):
+  trials = Trials(trials_of(backbone), backbone.spec)
+  state = trials.placed_state(None)
+  held = jax.tree.leaves((state.trainable, state.opt_state))
+  assert trials.state_bytes == sum(leaf.nbytes for leaf in held)
+
+
+
 def test_a_step_needs_the_memory_of_the_runs_at_once(backbone, tasks):
   trials = Trials([Trial(SoftPrompt(4), adafactor(0.03), seed=n) for n in range(6)], backbone.spec)
   needed = {}
