@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from prompt_tuning_jax import partitioning, processes
+from prompt_tuning_jax import partitioning, plan, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5, T5Config
 from prompt_tuning_jax.checkpoints import load, native
@@ -96,6 +96,7 @@ def pretrain(
       not fit together, if model_dir holds another run, or one of backbone_steps is not before
       the last step, or not after the newest saved state and was not written when it was due.
     OSError: if model_dir cannot be written.
+    MemoryError: if weights and state are larger than the devices' memory, with the plan.
     FloatingPointError: if the loss is not finite; the last good state stays saved.
     training.loop.Interrupted: after SIGTERM or SIGINT, once the state is saved.
   """
@@ -106,6 +107,13 @@ def pretrain(
   check_components(components, microbatches, mesh)
   module = module.clone(dropout_rate=dropout_rate, unroll=unroll)
   labelling = trainable_lib.as_labelling(trainable, None)
+  _check_memory(
+      components,
+      backbone or Backbone('the new model', module, vocabulary, dict, mesh=mesh, rules=rules),
+      trainable=labelling,
+      microbatches=microbatches,
+      dropout_rate=dropout_rate,
+  )
   periods = loop.LoopConfig(train_steps, log_period, checkpoint_period=checkpoint_period)
   check_backbone_steps(backbone_steps, train_steps)
   saver = StateSaver(model_dir)
@@ -234,6 +242,23 @@ def check_components(
   for component in components:
     what = f'the batch_size={{}} of component {component.name!r}'
     partitioning.check_batch(mesh, component.batch_size, microbatches, what)
+
+
+def _check_memory(components: Sequence[Component], backbone: Backbone, **run: Any) -> None:
+  """`plan.check_memory` of the component whose batches are the largest."""
+
+  def lengths(component: Component) -> dict[str, int]:
+    # Targets of span corruption are shorter than its inputs.
+    longest = component.input_length
+    return {'inputs': longest, 'targets': component.target_length or longest}
+
+  largest = max(components, key=lambda c: c.batch_size * sum(lengths(c).values()))
+  plan.check_memory(
+      backbone=backbone,
+      batch_size=largest.batch_size,
+      feature_lengths=lengths(largest),
+      **run,
+  )
 
 
 def check_backbone_steps(steps: Sequence[int], train_steps: int) -> None:

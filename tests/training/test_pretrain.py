@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_tuning_jax import targets
 from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints.load import load_backbone
@@ -272,3 +273,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
   (tmp_path / 'file').touch()
   with pytest.raises(OSError, match='MODEL_DIR .*/file/run cannot be written'):
     _pretrain(components, None, tmp_path / 'file' / 'run', config=None, backbone=unloadable)
+
+
+def test_what_does_not_fit_the_devices_is_refused_before_anything_is_made(
+    components, vocabulary, monkeypatch, tmp_path
+):
+  monkeypatch.setattr(targets, 'memory_here', lambda: 1000)
+  with pytest.raises(MemoryError, match='(?s)too small for this run:.*weights'):
+    _pretrain(components, vocabulary, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
