@@ -314,10 +314,10 @@ def test_a_sweep_that_was_stopped_and_got_more_points_goes_on_with_what_had_begu
     sweep(GRID, model_dir=folder, **settings)
   begun = []
 
-  def begin(state, frozen, step, batches, config, *, saver, **kwargs):
+  def begin(*args, saver, template, **kwargs):
     latest = saver.latest()
-    begun.append((state.stopped_at.size, latest.step if latest else 0))
-    return run(state, frozen, step, batches, config, saver=saver, **kwargs)
+    begun.append((template.stopped_at.size, latest.step if latest else 0))
+    return run(*args, saver=saver, template=template, **kwargs)
 
   monkeypatch.setattr(together.loop, 'run', begin)
   result = sweep({**GRID, 'random_seed': [0, 1, 2]}, model_dir=folder, **settings)
