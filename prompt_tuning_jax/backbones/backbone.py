@@ -61,9 +61,7 @@ class Backbone:
   @functools.cached_property
   def params(self) -> PyTree:
     """The weights, loaded when first asked for."""
-    # Whoever asks first may be traced, as an initialiser is; what is kept has to be numbers.
-    with jax.ensure_compile_time_eval():
-      return self._load_params()
+    return self._load_params()
 
   @functools.cached_property
   def fingerprint(self) -> str:

@@ -230,18 +230,19 @@ class Evaluator:
     return self._by_prompt({(row, number): (*rest,) for row, number, *rest in found})
 
   def _kept(self, injection: Injection | None, params: PyTree | None) -> KeptAnswers:
-    if self._keep_in is None or params is not None:  # Of other weights nothing tells which.
-      return KeptAnswers(None)
-    return KeptAnswers(
-        self._keep_in,
-        backbone=kept_answers.describe_backbone(self._backbone),
-        injection=kept_answers.describe_injection(injection),
-        task=self.task.manifest,
-        layout=self._layout,
-        choices=self.task.label_classes if self._choices is not None else None,
-        normalize_by_length=self._normalize_by_length,
-        decoding=dataclasses.asdict(self._decoding) if self._choices is None else None,
-    )
+    def depends_on() -> dict[str, Any]:
+      return {
+          'backbone': kept_answers.describe_backbone(self._backbone),
+          'injection': kept_answers.describe_injection(injection),
+          'task': self.task.manifest,
+          'layout': self._layout,
+          'choices': self.task.label_classes if self._choices is not None else None,
+          'normalize_by_length': self._normalize_by_length,
+          'decoding': dataclasses.asdict(self._decoding) if self._choices is None else None,
+      }
+
+    # Of other weights than the backbone's nothing tells which.
+    return KeptAnswers(self._keep_in if params is None else None, depends_on)
 
   def result(
       self,

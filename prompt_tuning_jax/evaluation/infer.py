@@ -164,8 +164,7 @@ def _ranked(
   kept = inputs.kept(
       keep_in if params is None else None,
       batch_size,
-      choices=list(choices),
-      normalize_by_length=normalize_by_length,
+      lambda: {'choices': list(choices), 'normalize_by_length': normalize_by_length},
   )
   found = kept.read()
   params = backbone.params if params is None else params
@@ -268,7 +267,9 @@ def _decoded(
     length = inputs.target_length or Decoding.max_length
     decoding = dataclasses.replace(decoding, max_length=length)
   kept = inputs.kept(
-      keep_in if params is None else None, batch_size, decoding=dataclasses.asdict(decoding)
+      keep_in if params is None else None,
+      batch_size,
+      lambda: {'decoding': dataclasses.asdict(decoding)},
   )
   found = kept.read()
   params = backbone.params if params is None else params

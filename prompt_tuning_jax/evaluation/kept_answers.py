@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -33,16 +33,21 @@ class KeptAnswers:
   Of several processes each has only its share of a batch's answers: nothing is kept.
   """
 
-  def __init__(self, folder: str | os.PathLike[str] | None, **depends_on: Any):
+  def __init__(
+      self,
+      folder: str | os.PathLike[str] | None,
+      depends_on: Callable[[], Mapping[str, Any]] = dict,
+  ):
     """Names the file.
 
     Args:
       folder: where it lies, in a hidden folder of its own; None keeps nothing.
-      **depends_on: all that decides the answers, as values that JSON can hold.
+      depends_on: gives all that decides the answers, as values that JSON can hold; called where
+        something is kept.
     """
     self._path = None
     if folder is not None and jax.process_count() == 1:
-      name = hashlib.sha256(canonical_json(as_json(depends_on)).encode()).hexdigest()[:16]
+      name = hashlib.sha256(canonical_json(as_json(depends_on())).encode()).hexdigest()[:16]
       self._path = os.path.join(folder, _FOLDER, f'{name}.jsonl')
 
   def read(self) -> list[list[Any]]:

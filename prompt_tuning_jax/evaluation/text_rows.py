@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,19 +119,22 @@ class TextRows:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def kept(self, keep_in: str | None, batch_size: int, **answers: Any) -> KeptAnswers:
-    """The answers to these texts that were found before; `answers` says of what kind they are."""
-    if keep_in is None:
-      return KeptAnswers(None)
-    return KeptAnswers(
-        keep_in,
-        backbone=kept_answers.describe_backbone(self.backbone),
-        injection=kept_answers.describe_injection(self.injection),
-        rows=kept_answers.sum_of_arrays([*map(np.asarray, self._rows), self._prompt_ids]),
-        target_prefix=self.target_prefix,
-        batch_size=batch_size,
-        **answers,
-    )
+  def kept(
+      self, keep_in: str | None, batch_size: int, kind: Callable[[], Mapping[str, Any]]
+  ) -> KeptAnswers:
+    """The answers to these texts that were found before; `kind` gives what they are."""
+
+    def depends_on() -> dict[str, Any]:
+      return {
+          'backbone': kept_answers.describe_backbone(self.backbone),
+          'injection': kept_answers.describe_injection(self.injection),
+          'rows': kept_answers.sum_of_arrays([*map(np.asarray, self._rows), self._prompt_ids]),
+          'target_prefix': self.target_prefix,
+          'batch_size': batch_size,
+          **kind(),
+      }
+
+    return KeptAnswers(keep_in, depends_on)
 
   def batches(
       self, batch_size: int, progress: bool, done: int = 0

@@ -137,15 +137,15 @@ def test_answers_to_texts_go_on(backbone, prompts, power, tmp_path):
 
 
 def test_a_line_that_was_cut_short_is_found_again(tmp_path):
-  of_run = KeptAnswers(tmp_path, seed=1)
+  of_run = KeptAnswers(tmp_path, lambda: {'seed': 1})
   of_run.add([[0, 'a']])
   of_run.add([[1, 'b']])
   (path,) = (tmp_path / '.unfinished').iterdir()
   path.write_text(path.read_text()[:-5])
-  again = KeptAnswers(tmp_path, seed=1)
+  again = KeptAnswers(tmp_path, lambda: {'seed': 1})
   assert again.read() == [[[0, 'a']]]
   again.add([[1, 'c']])
   assert [json.loads(line)['answers'] for line in path.read_text().splitlines()] == [
       [[0, 'a']], [[1, 'c']]
   ]  # fmt: skip
-  assert KeptAnswers(tmp_path, seed=2).read() == KeptAnswers(None).read() == []
+  assert KeptAnswers(tmp_path, lambda: {'seed': 2}).read() == KeptAnswers(None).read() == []
