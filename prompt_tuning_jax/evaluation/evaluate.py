@@ -209,9 +209,6 @@ def as_trained(
     ValueError, OSError: as `unpack_prompt`.
   """
   injection, manifest = unpack_prompt(backbone, prompt)
-  source = getattr(prompt, 'source', '')
-  if isinstance(prompt, (str, os.PathLike)):
-    source = os.fspath(prompt)
   if manifest is not None:
     feature_lengths = feature_lengths or manifest.feature_lengths or None
     placement = placement or manifest.placement or None
@@ -224,7 +221,14 @@ def as_trained(
       placement=as_placement(placement or 'prefix'),
       input_length=(feature_lengths or {}).get('inputs'),
   )
-  return AsTrained(injection, feature_lengths, layout, step, source, target_prefix or '')
+  return AsTrained(injection, feature_lengths, layout, step, source_of(prompt), target_prefix or '')
+
+
+def source_of(prompt: AnyPrompt) -> str:
+  """The file a prompt came from, '' where it came from none."""
+  if isinstance(prompt, str | os.PathLike):
+    return os.fspath(prompt)
+  return prompt.source if isinstance(prompt, Prompt) else ''
 
 
 def with_max_length(

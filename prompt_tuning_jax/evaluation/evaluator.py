@@ -377,6 +377,10 @@ class Evaluator:
     the devices, None for rows that only fill the batch.
     """
     mesh = self._backbone.mesh
+    own = self._batches.rows
+    # Without a mesh, this process's rows are all that its devices see.
+    seen = own if mesh is None else slice(0, self._batches.batch_size)
+    order = partitioning.placed_order(mesh, (seen.stop - seen.start) * self._num_prompts)
     shown = tqdm.tqdm(
         itertools.islice(self._batches, done, None),
         initial=done,
@@ -390,15 +394,12 @@ class Evaluator:
     )
     for batch, numbers in shown:
       placed = partitioning.place_rows(batch, mesh)
-      own, of_all = (
+      of_own, of_seen = (
           [(number, prompt) for number in of.tolist() for prompt in range(self._num_prompts)]
-          for of in (numbers[self._batches.rows], numbers)
+          for of in (numbers[own], numbers[seen])
       )
-      if mesh is None:
-        of_all = own  # This process's rows are all that its devices see.
-      order = partitioning.placed_order(mesh, len(placed.encoder_input_tokens))
-      of_placed = [of_all[number] if number < len(of_all) else None for number in order]
-      yield placed, own, of_placed
+      of_placed = [of_seen[number] if number < len(of_seen) else None for number in order]
+      yield placed, of_own, of_placed
 
   def _prediction(self, index: int, text: str, scores: dict[str, Any]) -> dict[str, Any]:
     raw = self.task.example(index)

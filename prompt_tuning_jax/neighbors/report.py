@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning_jax import screen
-from prompt_tuning_jax.artifact import Prompt
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, unpack_prompt
+from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, source_of, unpack_prompt
 from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
 from prompt_tuning_jax.json_files import write_jsonl
 from prompt_tuning_jax.neighbors import picture as picture_lib
@@ -271,18 +270,11 @@ def _check_no_task(where: str | Sequence[str]) -> None:
 
 def _names_of_sources(prompts: Sequence[AnyPrompt]) -> list[str]:
   """A name for each prompt; those that came from the same path, at other times, are numbered."""
-  names = [_name(prompt, number) for number, prompt in enumerate(prompts)]
+  names = [source_of(prompt) or f'prompt {number}' for number, prompt in enumerate(prompts)]
   return [
       name if names.count(name) == 1 else f'{name} ({names[:number].count(name) + 1})'
       for number, name in enumerate(names)
   ]
-
-
-def _name(prompt: AnyPrompt, number: int) -> str:
-  if isinstance(prompt, str | os.PathLike):
-    return os.fspath(prompt)
-  source = prompt.source if isinstance(prompt, Prompt) else ''
-  return source or f'prompt {number}'
 
 
 # Tables.

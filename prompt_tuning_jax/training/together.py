@@ -248,7 +248,8 @@ def train_together(
         shared['batch_size'],
         shared['feature_lengths']['targets'] + method.num_decoder_virtual_tokens,
     )
-    template = places_of(trials.placed_state(backbone.mesh))
+    start = trials.placed_state(backbone.mesh)
+    template = places_of(start)
     step_fn = make_trials_step(
         trials,
         backbone.module.clone(dropout_rate=shared['dropout_rate']),
@@ -260,7 +261,7 @@ def train_together(
     try:
       with partitioning.on(backbone.mesh):
         state = loop.run(
-            lambda: trials.placed_state(backbone.mesh),
+            lambda: start,
             {'backbone': backbone.params},
             step_fn,
             partitioning.PlacedBatches(batches, backbone.mesh),
