@@ -84,7 +84,7 @@ def open_torch(path: str | os.PathLike[str]) -> Weights:
   if not os.path.isfile(path):
     raise FileNotFoundError(f'No file {path}. Fetch or copy the checkpoint again.')
   try:
-    if zipfile.is_zipfile(path):
+    if _begins_as_archive(path):
       tensors, read_storage = _open_archive(path)
     else:
       tensors, read_storage = _open_stream(path)
@@ -131,6 +131,13 @@ def _damaged(path: str, error: Exception) -> ValueError:
       f'{os.path.getsize(path):,} bytes. It was probably cut off or changed while it was '
       'copied: fetch or copy it again.'
   )
+
+
+def _begins_as_archive(path: str) -> bool:
+  # As PyTorch itself tells the two. zipfile.is_zipfile looks at the end of a file, and so
+  # takes an archive that was cut off for a pickle.
+  with open(path, 'rb') as file:
+    return file.read(4) == b'PK\x03\x04'
 
 
 def _open_archive(path: str):

@@ -225,6 +225,13 @@ def test_what_is_not_a_tensor_is_refused(tmp_path):
     open_torch(path)
 
 
+def test_what_is_left_of_an_archive_is_not_read_as_a_pickle(tmp_path):
+  path = tmp_path / 'model.bin'
+  path.write_bytes(b"PK\x03\x04\\'\n")  # To a pickle: a name, with an escape that is none.
+  with pytest.raises(ValueError, match='not a whole file of PyTorch weights.*not a zip file'):
+    open_torch(path)
+
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.99])
 def test_a_file_cut_off_anywhere_is_named(layout, share, tmp_path):
