@@ -25,6 +25,7 @@ from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import infer as infer_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import load_tasks
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder
 from prompt_tuning_jax.evaluation.prompt_paths import find_prompts
 from prompt_tuning_jax.evaluation.report import Report, evaluate_prompts
 from prompt_tuning_jax.export import restore_run
@@ -121,7 +122,11 @@ def evaluate(
     placement = placement or run.description.get('placement')
     if target_prefix is None:
       target_prefix = run.description.get('target_prefix')
-    of_run = {'params': run.params, 'step': run.saved.step}
+    # A frozen backbone's weights are its own, which need not be summed to be known again.
+    of_run = {
+        'params': run.params if run.tuned_backbone else None,
+        'step': run.saved.step,
+    }
   return evaluate_prompts(
       backbone,
       prompts,
@@ -178,7 +183,7 @@ def infer(
     ensemble: how several prompts answer together: 'vote' or 'mean', see `voting.agreed`; None
       where there is one.
     output_dir: where `inferences.jsonl` is written, if anywhere. Answers are kept there as they
-      are found, so that the same command, interrupted, goes on.
+      are found, so that the same command, interrupted, goes on (in one process).
 
   Returns:
     A line for each text, in their order: the answer, and where choices were ranked
@@ -211,6 +216,7 @@ def infer(
     asked = [
         design.text({'inputs': text} if isinstance(text, str) else text) for text in asked
     ]
+  answer_folder = AnswerFolder(output_dir)
   found = _answered(
       backbone,
       prompts,
@@ -220,7 +226,7 @@ def infer(
       ensemble,
       placement=placement,
       batch_size=batch_size or _BATCH_SIZE,
-      keep_in=output_dir,
+      keep_in=answer_folder,
       progress=processes.is_main(),
   )
   remaining = iter(found)
@@ -231,6 +237,7 @@ def infer(
   if output_dir and processes.is_main():
     os.makedirs(output_dir, exist_ok=True)
     write_jsonl(os.path.join(output_dir, 'inferences.jsonl'), answers)
+  answer_folder.forget()
   return [_answer_line(answer) for answer in answers]
 
 

@@ -75,8 +75,11 @@ class Backbone:
 
   def description(self) -> dict[str, Any]:
     """What decides the numbers that it computes, as JSON values."""
+    return {'backbone_fingerprint': self.fingerprint, **self.computation()}
+
+  def computation(self) -> dict[str, Any]:
+    """What decides the numbers besides the weights, as JSON values; no file is read."""
     return {
-        'backbone_fingerprint': self.fingerprint,
         'vocabulary': None if self.vocabulary is None else self.vocabulary.fingerprint,
         'architecture': dataclasses.asdict(self.module.config),
         'dtype': jnp.dtype(self.module.dtype).name,

@@ -272,27 +272,39 @@ class DecoderLayer(_Layer):
     )
     causal_bias_K = jnp.where(keys.positions_K <= index, 0.0, t5_layers.MASKED)
     x_B1D = self._after_self_attention(
-        x_B1D, normed_B1D, self_keys_values, relpos_bias_1N1K + causal_bias_K, False
+        x_B1D,
+        normed_B1D,
+        self_keys_values,
+        relpos_bias_1N1K + causal_bias_K,
+        enable_dropout=False,
+        decoding=True,
     )
     # Sequences of one input attend to the same keys: they stand side by side, as its queries.
     x_IKD = x_B1D.reshape(len(cross_keys_values[0]), -1, x_B1D.shape[-1])
     x_IKD = self._after_cross_attention_and_mlp(
-        x_IKD, jnp.ones(x_IKD.shape[:2], x_IKD.dtype), cross_keys_values, cross_bias_I11S, False
+        x_IKD,
+        jnp.ones(x_IKD.shape[:2], x_IKD.dtype),
+        cross_keys_values,
+        cross_bias_I11S,
+        enable_dropout=False,
+        decoding=True,
     )
     return x_IKD.reshape(x_B1D.shape), self_keys_values
 
   def _normed_inputs(self, x_BTD: Array, valid_BT: Array) -> Array:
     return self.pre_self_attention_layer_norm(x_BTD) * valid_BT[..., None]
 
-  def _after_self_attention(self, x, normed, keys_values, bias, enable_dropout):
+  def _after_self_attention(
+      self, x, normed, keys_values, bias, enable_dropout, *, decoding=False
+  ):
     with jax.named_scope('self_attention'):
       update_BTD = self.self_attention(
-          normed, *keys_values, bias, self._dropout_rng(enable_dropout)
+          normed, *keys_values, bias, self._dropout_rng(enable_dropout), decoding=decoding
       )
       return self._residual(x, update_BTD, enable_dropout)
 
   def _after_cross_attention_and_mlp(
-      self, x, valid, cross_keys_values, cross_bias, enable_dropout
+      self, x, valid, cross_keys_values, cross_bias, enable_dropout, *, decoding=False
   ):
     with jax.named_scope('cross_attention'):
       update_BTD = self.encoder_decoder_attention(
@@ -300,6 +312,7 @@ class DecoderLayer(_Layer):
           *cross_keys_values,
           cross_bias,
           self._dropout_rng(enable_dropout),
+          decoding=decoding,
       )
       x = self._residual(x, update_BTD, enable_dropout)
     with jax.named_scope('mlp'):

@@ -326,14 +326,24 @@ class Attention(nn.Module):
       value_BSNH: Array,
       bias_BNTS: Array,
       dropout_rng: Array | None = None,
+      *,
+      decoding: bool = False,
   ) -> Array:
-    """Attends from `x_BTD`; hidden pairs carry a large negative bias."""
+    """Attends from `x_BTD`; hidden pairs carry a large negative bias.
+
+    Args:
+      x_BTD: what attends.
+      key_BSNH, value_BSNH: what it attends to.
+      bias_BNTS: added to the logits.
+      dropout_rng: of the weights' dropout; None leaves it out.
+      decoding: whether these are single tokens, of one sequence or several side by side.
+    """
     query_BTNH = checkpoint_name(self._split_heads(self.query(x_BTD)), 'qkv')
     with jax.named_scope('attention'):
       if self.implementation == 'xla':
         mixed_BTNH = self._mixed(query_BTNH, key_BSNH, value_BSNH, bias_BNTS, dropout_rng)
       else:
-        mixed_BTNH = self._fused(query_BTNH, key_BSNH, value_BSNH, bias_BNTS)
+        mixed_BTNH = self._fused(query_BTNH, key_BSNH, value_BSNH, bias_BNTS, decoding)
     return self.out(mixed_BTNH.reshape(*x_BTD.shape[:-1], -1))
 
   def _mixed(self, query_BTNH, key_BSNH, value_BSNH, bias_BNTS, dropout_rng) -> Array:
@@ -347,9 +357,10 @@ class Attention(nn.Module):
     weights_BNTS = dropout(weights_BNTS, self.dropout_rate, dropout_rng)
     return heads_first(jnp.einsum('BNTS,BNSH->BNTH', weights_BNTS, value_BNSH))
 
-  def _fused(self, query_BTNH, key_BSNH, value_BSNH, bias_BNTS) -> Array:
-    # cuDNN's kernel is for many queries: a decoded token is one.
-    cudnn = self.implementation == 'cudnn' and query_BTNH.shape[1] > 1
+  def _fused(self, query_BTNH, key_BSNH, value_BSNH, bias_BNTS, decoding) -> Array:
+    # cuDNN's kernel is for many queries.
+    many = query_BTNH.shape[1] > 1 and not decoding
+    cudnn = self.implementation == 'cudnn' and many
     shape = (*bias_BNTS.shape[:2], query_BTNH.shape[1], key_BSNH.shape[1])
     try:
       return jax.nn.dot_product_attention(

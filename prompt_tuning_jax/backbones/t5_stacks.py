@@ -33,12 +33,15 @@ from prompt_tuning_jax.typing import Array, KeysValues
 
 @flax.struct.dataclass
 class DecoderCache:
-  """What decoding keeps between tokens; axis 1 is the batch in every array.
+  """What decoding keeps between tokens, for B sequences of I inputs, B / I of each.
+
+  What the sequences of an input share is there once; `self_keys` and `self_values` alone have a
+  row for each of them.
 
   Attributes:
     self_keys, self_values: [L, B, P + T, N, H], a prefix and then tokens up to `index`.
-    cross_keys, cross_values: [L, B, P + S, N, H], a prefix and the encoder's output.
-    encoder_valid: [1, B, P + S], True where the encoder's input is not padding.
+    cross_keys, cross_values: [L, I, P + S, N, H], a prefix and the encoder's output.
+    encoder_valid: [1, I, P + S], True where the encoder's input is not padding.
     index: position of the next token.
     key_positions: positions of the keys of self-attention.
   """

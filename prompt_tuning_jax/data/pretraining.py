@@ -81,6 +81,12 @@ class Component:
           'corruption can compute it.'
       )
 
+  def noise_lengths(self) -> tuple[int, int]:
+    """Of span corruption, tokens of a chunk that fills the inputs, and of its targets."""
+    return objectives.span_corruption_lengths(
+        self.input_length, self.noise_density, self.mean_noise_span_length
+    )
+
   def describe(self) -> dict[str, Any]:
     """The settings and the size of the source, as JSON can hold them."""
     settings = {
@@ -281,11 +287,7 @@ class _SpanCorruption(_Text):
 
   def __init__(self, component: Component, vocabulary: Vocabulary, seed: tuple[int, int]):
     super().__init__(component, vocabulary, seed)
-    self.chunk_length, needed = objectives.span_corruption_lengths(
-        component.input_length,
-        component.noise_density,
-        component.mean_noise_span_length,
-    )
+    self.chunk_length, needed = component.noise_lengths()
     self.target_length = component.target_length or needed
     if self.target_length < needed:
       raise ValueError(

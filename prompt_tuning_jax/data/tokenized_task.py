@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -191,6 +192,11 @@ class TokenizedTask:
       self._live_functions = seqio_source.task_functions(self.name, self._task_module)
     live = self._live_functions[kind]
     return live if position is None else live[position]
+
+  @property
+  def arrays(self) -> Mapping[str, np.ndarray]:
+    """All that the examples hold: tokens of each feature, raw fields and targets."""
+    return types.MappingProxyType(self._arrays)
 
   def lengths(self, feature: str) -> np.ndarray:
     """Number of tokens of each example, end-of-sequence included."""

@@ -23,6 +23,7 @@ from prompt_tuning_jax.data.virtual_tokens import Placement
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, as_trained, with_max_length
 from prompt_tuning_jax.evaluation.evaluator import Evaluator, default_lengths
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder
 from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.evaluation.voting import agreed, check_ensemble
 from prompt_tuning_jax.injection_stack import stack_injections
@@ -48,7 +49,7 @@ class EnsembleEvaluator:
       normalize_by_length: bool = False,
       target_prefix: str | None = None,
       step: int | None = None,
-      keep_in: str | None = None,
+      keep_in: AnswerFolder | None = None,
       progress: bool = True,
   ):
     """Checks the prompts against the backbone, the task, and each other.

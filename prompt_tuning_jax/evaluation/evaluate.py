@@ -23,9 +23,9 @@ from prompt_tuning_jax.data.several_prompts import PromptLayout
 from prompt_tuning_jax.data.target_prefix import with_target_prefix
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
-from prompt_tuning_jax.evaluation import kept_answers
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluator import Evaluator
+from prompt_tuning_jax.evaluation.kept_answers import KeepIn, kept_in
 from prompt_tuning_jax.evaluation.results import EvalResult
 from prompt_tuning_jax.prompt_files import load_prompt
 from prompt_tuning_jax.typing import Injection, PyTree
@@ -51,7 +51,7 @@ def evaluate(
     target_prefix: str | None = None,
     params: PyTree | None = None,
     output_dir: str | None = None,
-    keep_in: str | None = None,
+    keep_in: KeepIn = None,
     step: int | None = None,
     progress: bool = True,
     **task_settings: Any,
@@ -78,8 +78,9 @@ def evaluate(
     target_prefix: what stands before every target; default: as the prompt was trained.
     params: the backbone's weights, where they are not its own.
     output_dir: where `inference_eval/` is written; None writes nothing. Answers are kept there
-      as they are found, so that the same evaluation, interrupted, goes on when it is run again.
-    keep_in: another folder for these, from which the caller removes them (`kept_answers`).
+      as they are found, so that the same evaluation, interrupted, goes on when it is run again
+      (in one process: of several none has all of them).
+    keep_in: another folder for these.
     step: training step for the files; default: the prompt's.
     progress: whether to show a progress line.
     **task_settings: for what is named, as `load_task` takes them: task_module,
@@ -98,30 +99,29 @@ def evaluate(
   decoding = with_max_length(decoding, [asked.feature_lengths])
   loaded = load_tasks(backbone, tasks, split, task_settings, design, asked.feature_lengths)
   results = {}
-  for name, task in loaded.items():
-    task = with_target_prefix(task, asked.target_prefix)
-    evaluator = Evaluator(
-        backbone,
-        task,
-        batch_size=min(batch_size, len(task)),
-        feature_lengths=asked.feature_lengths,
-        placement=asked.layout.placement,
-        num_virtual_tokens=asked.layout.num_virtual_tokens,
-        num_decoder_virtual_tokens=asked.layout.num_decoder_virtual_tokens,
-        method=method,
-        lengths=lengths,
-        decoding=decoding,
-        normalize_by_length=normalize_by_length,
-        output_dir=output_dir,
-        keep_in=keep_in or output_dir,
-        progress=progress,
-        needs_labels=False,
-    )
-    result = evaluator(asked.injection, params, step=asked.step)
-    of_words = task.manifest.get('design', '')
-    results[name] = dataclasses.replace(result, prompt=asked.source or of_words)
-  if output_dir is not None and keep_in is None:
-    kept_answers.forget_all(output_dir)
+  with kept_in(keep_in or output_dir) as answer_folder:
+    for name, task in loaded.items():
+      task = with_target_prefix(task, asked.target_prefix)
+      evaluator = Evaluator(
+          backbone,
+          task,
+          batch_size=min(batch_size, len(task)),
+          feature_lengths=asked.feature_lengths,
+          placement=asked.layout.placement,
+          num_virtual_tokens=asked.layout.num_virtual_tokens,
+          num_decoder_virtual_tokens=asked.layout.num_decoder_virtual_tokens,
+          method=method,
+          lengths=lengths,
+          decoding=decoding,
+          normalize_by_length=normalize_by_length,
+          output_dir=output_dir,
+          keep_in=answer_folder,
+          progress=progress,
+          needs_labels=False,
+      )
+      result = evaluator(asked.injection, params, step=asked.step)
+      of_words = task.manifest.get('design', '')
+      results[name] = dataclasses.replace(result, prompt=asked.source or of_words)
   if list(results) == [tasks] or isinstance(tasks, TokenizedTask | FileTask):
     return next(iter(results.values()))
   return results

@@ -28,7 +28,7 @@ from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.evaluation import best_first, kept_answers, ranking
 from prompt_tuning_jax.evaluation import metrics as metrics_lib
 from prompt_tuning_jax.evaluation.decoding import Decoding
-from prompt_tuning_jax.evaluation.kept_answers import KeptAnswers
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder, KeptAnswers
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.evaluation.voting import Answer
 from prompt_tuning_jax.json_files import as_json
@@ -72,7 +72,7 @@ class Evaluator:
       decoding: Decoding | None = None,
       normalize_by_length: bool = False,
       output_dir: str | None = None,
-      keep_in: str | None = None,
+      keep_in: AnswerFolder | None = None,
       progress: bool = True,
       needs_labels: bool = True,
       prompts: Sequence[PromptLayout] = (),
@@ -97,8 +97,8 @@ class Evaluator:
       decoding: how to generate. Default: greedily, up to the length of the targets.
       normalize_by_length: rank by the mean log-probability of a class's tokens.
       output_dir: where `inference_eval/` is written; None writes nothing.
-      keep_in: folder in which answers are kept as they are found, until whoever named it has no
-        more need of them (`kept_answers.forget_all`); None keeps none.
+      keep_in: where answers are kept as they are found, until its owner has no more need of
+        them; None keeps none.
       progress: whether to show a progress line.
       needs_labels: whether a split without any label is refused; where it is not, it is
         predicted and has no metrics. One that lacks only some is always refused.
@@ -128,7 +128,7 @@ class Evaluator:
           prompts[0].num_decoder_virtual_tokens,
       )
     self._output_dir = output_dir
-    self._keep_in = keep_in
+    self._answer_folder = keep_in or AnswerFolder(None)
     self._progress = progress
     self._decoding = decoding or Decoding(max_length=feature_lengths['targets'])
     self._normalize_by_length = normalize_by_length
@@ -232,17 +232,17 @@ class Evaluator:
   def _kept(self, injection: Injection | None, params: PyTree | None) -> KeptAnswers:
     def depends_on() -> dict[str, Any]:
       return {
-          'backbone': kept_answers.describe_backbone(self._backbone),
+          'backbone': kept_answers.describe_backbone(self._backbone, params),
           'injection': kept_answers.describe_injection(injection),
           'task': self.task.manifest,
+          'content': kept_answers.sum_of_arrays(self.task.arrays.values()),
           'layout': self._layout,
           'choices': self.task.label_classes if self._choices is not None else None,
           'normalize_by_length': self._normalize_by_length,
           'decoding': dataclasses.asdict(self._decoding) if self._choices is None else None,
       }
 
-    # Of other weights than the backbone's nothing tells which.
-    return KeptAnswers(self._keep_in if params is None else None, depends_on)
+    return self._answer_folder.answers(depends_on)
 
   def result(
       self,

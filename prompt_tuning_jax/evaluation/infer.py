@@ -22,6 +22,7 @@ from prompt_tuning_jax.data.virtual_tokens import Placement
 from prompt_tuning_jax.evaluation import ranking
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder, KeepIn, kept_in
 from prompt_tuning_jax.evaluation.text_rows import TextRows, check_texts
 from prompt_tuning_jax.evaluation.voting import Answer, agreed, check_ensemble
 from prompt_tuning_jax.typing import PyTree
@@ -65,7 +66,7 @@ def generate(
     max_input_length: int | None = None,
     placement: Placement | str | None = None,
     params: PyTree | None = None,
-    keep_in: str | None = None,
+    keep_in: KeepIn = None,
     progress: bool = False,
     **settings: Any,
 ) -> list[str]:
@@ -86,7 +87,8 @@ def generate(
     placement: where the virtual tokens stand; default: as the prompt was trained.
     params: the backbone's weights, where they are not its own.
     keep_in: folder in which answers are kept as they are found, until all of them are, so that
-      the same call, interrupted, goes on when it is made again; None keeps none.
+      the same call, interrupted, goes on when it is made again (in one process: of several none
+      has all answers); None keeps none. Of an `AnswerFolder` its owner decides until when.
     progress: whether to show a progress line, on a terminal.
     **settings: further settings of `decoding.Decoding`: num_beams, alpha,
       temperature, top_k, top_p, seed.
@@ -100,7 +102,8 @@ def generate(
   """
   decoding = Decoding(strategy=decode, max_length=max_length, **settings)
   inputs = TextRows(backbone, prompt, texts, placement, max_input_length)
-  answers = _decoded(inputs, decoding, batch_size, params, progress, keep_in)
+  with kept_in(keep_in) as answer_folder:
+    answers = _decoded(inputs, decoding, batch_size, params, progress, answer_folder)
   return [text for text, _ in answers]
 
 
@@ -115,7 +118,7 @@ def rank(
     max_input_length: int | None = None,
     placement: Placement | str | None = None,
     params: PyTree | None = None,
-    keep_in: str | None = None,
+    keep_in: KeepIn = None,
     progress: bool = False,
 ) -> list[Ranked]:
   """Scores the same choices for each text, with one pass of the encoder for all.
@@ -142,7 +145,10 @@ def rank(
       or as `generate`.
   """
   inputs = TextRows(backbone, prompt, texts, placement, max_input_length)
-  return _ranked(inputs, choices, batch_size, params, progress, keep_in, normalize_by_length)
+  with kept_in(keep_in) as answer_folder:
+    return _ranked(
+        inputs, choices, batch_size, params, progress, answer_folder, normalize_by_length
+    )
 
 
 def _ranked(
@@ -151,7 +157,7 @@ def _ranked(
     batch_size: int,
     params: PyTree | None,
     progress: bool,
-    keep_in: str | None,
+    answer_folder: AnswerFolder,
     normalize_by_length: bool = False,
 ) -> list[Ranked]:
   backbone = inputs.backbone
@@ -162,7 +168,8 @@ def _ranked(
         f'Choices stand more than once: {", ".join(map(repr, repeated))}. Name each once.'
     )
   kept = inputs.kept(
-      keep_in if params is None else None,
+      answer_folder,
+      params,
       batch_size,
       lambda: {'choices': list(choices), 'normalize_by_length': normalize_by_length},
   )
@@ -186,7 +193,6 @@ def _ranked(
   ranked: list[Any] = [None] * len(inputs)
   for number, best, scores_C in itertools.chain(*found):
     ranked[number] = Ranked(choices[best], dict(zip(choices, scores_C)))
-  kept.forget()
   return ranked
 
 
@@ -201,7 +207,7 @@ def ensemble(
     max_input_length: int | None = None,
     placement: Placement | str | None = None,
     params: PyTree | None = None,
-    keep_in: str | None = None,
+    keep_in: KeepIn = None,
     progress: bool = False,
     **settings: Any,
 ) -> list[Agreed]:
@@ -233,16 +239,17 @@ def ensemble(
         "(choices, CLASS_LABELS). Name them, or use 'vote'."
     )
   count = len(prompts)
-  rows = dict(batch_size=batch_size, params=params, progress=progress, keep_in=keep_in)
   every = [prompt for _ in texts for prompt in prompts], [text for text in texts for _ in prompts]
   inputs = TextRows(backbone, *every, placement, max_input_length, rows_of_text=count)
   answers: list[Answer]
-  if choices is not None:
-    ranked = _ranked(inputs, choices, **rows, **settings)
-    answers = [(answer.label, {'scores': answer.scores}) for answer in ranked]
-  else:
-    strategy = settings.pop('decode', Decoding.strategy)
-    answers = _decoded(inputs, Decoding(strategy=strategy, **settings), **rows)
+  with kept_in(keep_in) as answer_folder:
+    rows = batch_size, params, progress, answer_folder
+    if choices is not None:
+      ranked = _ranked(inputs, choices, *rows, **settings)
+      answers = [(answer.label, {'scores': answer.scores}) for answer in ranked]
+    else:
+      strategy = settings.pop('decode', Decoding.strategy)
+      answers = _decoded(inputs, Decoding(strategy=strategy, **settings), *rows)
   found = [agreed(answers[n : n + count], how) for n in range(0, len(answers), count)]
   return [
       Agreed(text, about['votes'], about.get('scores') or {text: about['score']})
@@ -256,7 +263,7 @@ def _decoded(
     batch_size: int,
     params: PyTree | None,
     progress: bool,
-    keep_in: str | None,
+    answer_folder: AnswerFolder,
 ) -> list[Answer]:
   """The best answer to each text, with its score.
 
@@ -267,7 +274,8 @@ def _decoded(
     length = inputs.target_length or Decoding.max_length
     decoding = dataclasses.replace(decoding, max_length=length)
   kept = inputs.kept(
-      keep_in if params is None else None,
+      answer_folder,
+      params,
       batch_size,
       lambda: {'decoding': dataclasses.asdict(decoding)},
   )
@@ -294,5 +302,4 @@ def _decoded(
   answers: list[Any] = [None] * len(inputs)
   for number, text, score in itertools.chain(*found):
     answers[number] = text, {'score': score}
-  kept.forget()
   return answers

@@ -1,18 +1,23 @@
 """Answers as they are found: an evaluation that was interrupted goes on where it stopped.
 
-Batches are the same whenever they are made, so that what is kept is a line for each of them, in
-their order. The file is named by a sum of all that its answers depend on: whatever differs looks
-for a file of its own, and what is there is not trusted because of where it lies.
+    with kept_in('/tmp/eval') as folder:
+      kept = folder.answers(depends_on)
+      found = kept.read()      # The batches that were done before it was interrupted,
+      kept.add(batch)          # then each of the others. At the end all are forgotten.
+
+Batches are the same whenever they are made, so that what is kept is a line for each of them. The
+file is named by a sum of all that its answers depend on: whatever differs looks for a file of its
+own, and what is there is not trusted because of where it lies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,43 +25,72 @@ import numpy as np
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data import provenance
 from prompt_tuning_jax.injection_arrays import SETTINGS, named_arrays
 from prompt_tuning_jax.json_files import as_json, canonical_json, read_jsonl, write_jsonl
-from prompt_tuning_jax.typing import Array, Injection
+from prompt_tuning_jax.typing import Array, Injection, PyTree
 
 _FOLDER = '.unfinished'
 
 
-class KeptAnswers:
-  """The answers to the first batches of an evaluation; without a folder, to none of them.
+class AnswerFolder:
+  """Where evaluations keep their answers; it knows those that were kept for its owner."""
 
-  Of several processes each has only its share of a batch's answers: nothing is kept.
-  """
+  def __init__(self, folder: str | os.PathLike[str] | None):
+    """Names the folder, in which there will be a hidden one; None keeps nothing.
 
-  def __init__(
-      self,
-      folder: str | os.PathLike[str] | None,
-      depends_on: Callable[[], Mapping[str, Any]] = dict,
-  ):
-    """Names the file.
+    Of several processes each has only its share of a batch's answers: nothing is kept.
+    """
+    self._folder = folder if jax.process_count() == 1 else None
+    self._kept: list[KeptAnswers] = []
+
+  def answers(self, depends_on: Callable[[], Mapping[str, Any]]) -> KeptAnswers:
+    """The answers of one evaluation.
 
     Args:
-      folder: where it lies, in a hidden folder of its own; None keeps nothing.
-      depends_on: gives all that decides the answers, as values that JSON can hold; called where
+      depends_on: gives all that decides them, as values that JSON can hold; called where
         something is kept.
     """
-    self._path = None
-    if folder is not None and jax.process_count() == 1:
-      name = hashlib.sha256(canonical_json(as_json(depends_on())).encode()).hexdigest()[:16]
-      self._path = os.path.join(folder, _FOLDER, f'{name}.jsonl')
+    if self._folder is None:
+      return KeptAnswers(None)
+    all_of_it = {'library_version': provenance.library_version()} | as_json(depends_on())
+    name = hashlib.sha256(canonical_json(all_of_it).encode()).hexdigest()[:16]
+    self._kept.append(KeptAnswers(os.path.join(self._folder, _FOLDER, f'{name}.jsonl')))
+    return self._kept[-1]
+
+  def forget(self) -> None:
+    """Removes what was kept for this owner, once the answers are somewhere else.
+
+    What others keep there, and what they left, stays.
+    """
+    for kept in self._kept:
+      kept.forget()
+
+
+class KeptAnswers:
+  """The answers to the first batches of one evaluation."""
+
+  def __init__(self, path: str | None):
+    """Names the file; None keeps nothing."""
+    self._path = path
+    self._count = 0
 
   def read(self) -> list[list[Any]]:
-    """The answers to each batch that was done, in their order."""
+    """The answers to each batch that was done, in their order.
+
+    Raises:
+      ValueError: if the file is damaged elsewhere than at its end; names the line.
+    """
     if self._path is None or not os.path.exists(self._path):
       return []
-    records = read_jsonl(self._path, needs=['answers'])
-    write_jsonl(self._path, records)  # A line that a crash cut short is no beginning of the next.
-    return [record['answers'] for record in records]
+    of_batches: list[dict[str, Any]] = []
+    for record in read_jsonl(self._path, needs=['batch', 'answers']):
+      # Two processes that were started at once have written some twice.
+      if record['batch'] == len(of_batches):
+        of_batches.append(record)
+    write_jsonl(self._path, of_batches)  # A line that was cut short is no beginning of the next.
+    self._count = len(of_batches)
+    return [record['answers'] for record in of_batches]
 
   def add(self, answers: list[Any]) -> None:
     """Keeps the answers to the next batch.
@@ -67,33 +101,56 @@ class KeptAnswers:
     if self._path is not None:
       os.makedirs(os.path.dirname(self._path), exist_ok=True)
       with open(self._path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps({'answers': answers}) + '\n')
+        file.write(json.dumps({'batch': self._count, 'answers': answers}) + '\n')
+      self._count += 1
 
   def forget(self) -> None:
-    """Removes the file, once the answers are somewhere else."""
+    """Removes the file."""
     if self._path is not None:
       with contextlib.suppress(OSError):
         os.remove(self._path)
         os.rmdir(os.path.dirname(self._path))
 
 
-def forget_all(folder: str | os.PathLike[str]) -> None:
-  """Removes all that is kept in a folder."""
-  shutil.rmtree(os.path.join(folder, _FOLDER), ignore_errors=True)
+# Where answers are to be kept: the folder, or what its owner made of it.
+KeepIn = AnswerFolder | str | os.PathLike[str] | None
 
 
-def describe_backbone(backbone: Backbone) -> dict[str, Any]:
-  """What tells a backbone from others, without reading its weights."""
-  files = []
-  if os.path.isdir(backbone.source):
-    with os.scandir(backbone.source) as entries:
-      files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries)
-  return {
-      'source': backbone.source,
-      'files': files,
-      'dtype': str(backbone.module.dtype),
-      'weights': backbone.held_as,
-  }
+@contextlib.contextmanager
+def kept_in(folder: KeepIn) -> Iterator[AnswerFolder]:
+  """A folder for answers, which are forgotten at the end, unless somebody else owns it."""
+  if isinstance(folder, AnswerFolder):
+    yield folder
+  else:
+    own = AnswerFolder(folder)
+    yield own
+    own.forget()
+
+
+def describe_backbone(backbone: Backbone, params: PyTree | None = None) -> dict[str, Any]:
+  """What tells a backbone from others, so far as that is to be had without reading its weights.
+
+  Args:
+    backbone: the model.
+    params: its weights, where they are not its own.
+  """
+  weights: Any
+  if params is not None:
+    weights = _sum_of_tree(params)
+  elif os.path.exists(backbone.source):
+    weights = [backbone.source, _files(backbone.source)]
+  else:  # In a bucket, or in memory alone.
+    weights = backbone.fingerprint or _sum_of_tree(backbone.params)
+  return {'weights_of': weights, **backbone.computation()}
+
+
+def _files(path: str) -> list[tuple[str, int, int]]:
+  """Each file's name, size and time."""
+  found = [path] if os.path.isfile(path) else []
+  for folder, _, names in os.walk(path):
+    found += [os.path.join(folder, name) for name in names]
+  stats = ((name, os.stat(name)) for name in sorted(found))
+  return [(os.path.relpath(name, path), stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def describe_injection(injection: Injection | None) -> dict[str, Any] | None:
@@ -103,6 +160,12 @@ def describe_injection(injection: Injection | None) -> dict[str, Any] | None:
   sums = {name: sum_of_arrays([array]) for name, array in named_arrays(injection).items()}
   settings = (*SETTINGS, 'num_prompts')
   return sums | {name: getattr(injection, name) for name in settings}
+
+
+def _sum_of_tree(tree: PyTree) -> str:
+  paths, arrays = zip(*jax.tree.leaves_with_path(tree), strict=True)
+  names = np.array([jax.tree_util.keystr(path) for path in paths])
+  return sum_of_arrays(itertools.chain([names], arrays))
 
 
 def sum_of_arrays(arrays: Iterable[np.ndarray | Array]) -> str:

@@ -31,9 +31,10 @@ from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.data.provenance import library_version
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
-from prompt_tuning_jax.evaluation import kept_answers, super_glue
+from prompt_tuning_jax.evaluation import super_glue
 from prompt_tuning_jax.evaluation.ensemble import EnsembleEvaluator
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder
 from prompt_tuning_jax.evaluation.leaderboard import remove_leaderboard, write_leaderboard
 from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.writing import written_whole
@@ -316,6 +317,7 @@ def evaluate_prompts(
   count = max(len(own[name]) for name in loaded)
   results: dict[str, list[EvalResult]] = {}
   ensembles: dict[str, EvalResult] = {}
+  answer_folder = AnswerFolder(output_dir)
   if ensemble:
     params = settings.pop('params', None)
     evaluators = {
@@ -324,7 +326,7 @@ def evaluate_prompts(
             own[name],
             task,
             ensemble=ensemble,
-            keep_in=output_dir,
+            keep_in=answer_folder,
             progress=progress,
             **settings,
         )
@@ -346,7 +348,7 @@ def evaluate_prompts(
             prompt,
             task,
             output_dir=output_dir and prompt_folder(output_dir, number, count),
-            keep_in=output_dir,
+            keep_in=answer_folder,
             progress=progress,
             **settings,
         )
@@ -356,7 +358,7 @@ def evaluate_prompts(
   report = Report(results, ensembles, ensemble or '')
   if output_dir is not None and jax.process_index() == 0:
     report.write(output_dir)
-    kept_answers.forget_all(output_dir)
+  answer_folder.forget()
   return report
 
 

@@ -19,9 +19,9 @@ from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.evaluation import kept_answers
 from prompt_tuning_jax.evaluation.evaluate import AnyPrompt, unpack_prompt
-from prompt_tuning_jax.evaluation.kept_answers import KeptAnswers
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder, KeptAnswers
 from prompt_tuning_jax.injection_stack import stack_injections
-from prompt_tuning_jax.typing import Array, Injection
+from prompt_tuning_jax.typing import Array, Injection, PyTree
 
 
 class TextRows:
@@ -120,21 +120,26 @@ class TextRows:
     return len(self._rows)
 
   def kept(
-      self, keep_in: str | None, batch_size: int, kind: Callable[[], Mapping[str, Any]]
+      self,
+      folder: AnswerFolder,
+      params: PyTree | None,
+      batch_size: int,
+      kind: Callable[[], Mapping[str, Any]],
   ) -> KeptAnswers:
     """The answers to these texts that were found before; `kind` gives what they are."""
 
     def depends_on() -> dict[str, Any]:
       return {
-          'backbone': kept_answers.describe_backbone(self.backbone),
+          'backbone': kept_answers.describe_backbone(self.backbone, params),
           'injection': kept_answers.describe_injection(self.injection),
           'rows': kept_answers.sum_of_arrays([*map(np.asarray, self._rows), self._prompt_ids]),
+          'rows_of_text': self.rows_of_text,
           'target_prefix': self.target_prefix,
           'batch_size': batch_size,
           **kind(),
       }
 
-    return KeptAnswers(keep_in, depends_on)
+    return folder.answers(depends_on)
 
   def batches(
       self, batch_size: int, progress: bool, done: int = 0

@@ -109,7 +109,17 @@ def pretrain(
   labelling = trainable_lib.as_labelling(trainable, None)
   _check_memory(
       components,
-      backbone or Backbone('the new model', module, vocabulary, dict, mesh=mesh, rules=rules),
+      # Fresh weights are float32, whatever the computation is in.
+      backbone
+      or Backbone(
+          'the new model',
+          module,
+          vocabulary,
+          dict,
+          mesh=mesh,
+          rules=rules,
+          param_dtype='float32',
+      ),
       trainable=labelling,
       microbatches=microbatches,
       dropout_rate=dropout_rate,
@@ -248,9 +258,8 @@ def _check_memory(components: Sequence[Component], backbone: Backbone, **run: An
   """`plan.check_memory` of the component whose batches are the largest."""
 
   def lengths(component: Component) -> dict[str, int]:
-    # Targets of span corruption are shorter than its inputs.
-    longest = component.input_length
-    return {'inputs': longest, 'targets': component.target_length or longest}
+    targets = component.target_length or component.noise_lengths()[1]
+    return {'inputs': component.input_length, 'targets': targets}
 
   largest = max(components, key=lambda c: c.batch_size * sum(lengths(c).values()))
   plan.check_memory(

@@ -248,8 +248,7 @@ def train_together(
         shared['batch_size'],
         shared['feature_lengths']['targets'] + method.num_decoder_virtual_tokens,
     )
-    start = trials.placed_state(backbone.mesh)
-    template = places_of(start)
+    template = places_of(trials.placed_state(backbone.mesh))
     step_fn = make_trials_step(
         trials,
         backbone.module.clone(dropout_rate=shared['dropout_rate']),
@@ -261,7 +260,7 @@ def train_together(
     try:
       with partitioning.on(backbone.mesh):
         state = loop.run(
-            lambda: start,
+            lambda: trials.placed_state(backbone.mesh),
             {'backbone': backbone.params},
             step_fn,
             partitioning.PlacedBatches(batches, backbone.mesh),

@@ -7,6 +7,7 @@ import pytest
 
 from prompt_tuning_jax.backbones.t5 import T5
 from prompt_tuning_jax.checkpoints.load import load_backbone
+from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.typing import Batch, Injection
 from tests.backbones.test_t5 import assert_cached_decoding_is_forced
 from tests.backbones.test_t5_prefix import PER_LAYER, prefix
@@ -118,6 +119,12 @@ def test_cudnn_is_given_t5_s_bias_and_no_scale_but_for_single_tokens(
   token = tiny_batch.decoder_input_tokens[:, 0]
   module.apply({'params': tiny[1]}, token, cache, method='decode_step')
   assert {call[:2] for call in calls} == {('xla', 1)}
+  # Nor are the tokens of an input's beams, which attend side by side, many queries.
+  calls.clear()
+  beam = Decoding(strategy='beam', num_beams=4, max_length=2)
+  jax.block_until_ready(beam(module, tiny[1], tiny_batch.encoder_input_tokens, eos_id=1))
+  assert {call[:2] for call in calls if call[0] == 'xla'} == {('xla', 1), ('xla', 4)}
+  assert {call[1] for call in calls if call[0] == 'cudnn'} == {7}
 
 
 def test_what_cudnn_does_not_take_is_named(tiny, tiny_batch, monkeypatch):

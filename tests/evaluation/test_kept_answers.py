@@ -1,15 +1,19 @@
 """An evaluation that was interrupted goes on where it stopped, and ends as if it never had."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from prompt_tuning_jax import commands
+from prompt_tuning_jax.backbones.backbone import Backbone
 from prompt_tuning_jax.evaluation import decoding, ranking
 from prompt_tuning_jax.evaluation.ensemble import EnsembleEvaluator
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.evaluation.infer import ensemble, generate, rank
-from prompt_tuning_jax.evaluation.kept_answers import KeptAnswers
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder, describe_backbone
 from prompt_tuning_jax.evaluation.report import evaluate_prompts
 from prompt_tuning_jax.typing import Injection
 from tests.evaluation.test_evaluate import CLASSES, SHAPE, classification, texts
@@ -80,12 +84,56 @@ def test_what_was_kept_of_another_evaluation_is_not_taken(backbone, soft_prompt,
   task = classification(backbone)
   settings = SHAPE | {'batch_size': 2, 'output_dir': str(tmp_path)}
   power.cut(3, lambda: evaluate(backbone, soft_prompt, task, **settings))
+  (of_first,) = kept(tmp_path)
   other = Injection(np.asarray(soft_prompt.virtual_embeddings) * 2)
-  evaluate(backbone, other, task, **settings)
-  assert power.computed == 4
+  doubled = jax.tree.map(lambda x: 2 * x, backbone.params)
+  reworded = task.with_inputs([f'not {task.text("inputs", n)}' for n in range(len(task))])
+  assert reworded.manifest == task.manifest
+  for prompt, of_task, changed in (
+      (other, task, {}),
+      (soft_prompt, task, {'normalize_by_length': True}),
+      (soft_prompt, task, {'params': doubled}),
+      (soft_prompt, reworded, {}),
+  ):
+    power.computed = 0
+    evaluate(backbone, prompt, of_task, **settings, **changed)
+    assert power.computed == 4
+    # And what was kept is not theirs to remove.
+    assert kept(tmp_path) == [of_first]
+  power.computed = 0
+  evaluate(backbone, soft_prompt, task, **settings)
+  assert power.computed == 1 and kept(tmp_path) == []
+
+
+def test_weights_of_a_run_go_on_as_well(backbone, soft_prompt, power, tmp_path):
+  task = classification(backbone)
+  tuned = jax.tree.map(lambda x: 2 * x, backbone.params)
+  settings = SHAPE | {'batch_size': 2, 'output_dir': str(tmp_path), 'params': tuned}
   power.cut(3, lambda: evaluate(backbone, soft_prompt, task, **settings))
-  evaluate(backbone, soft_prompt, task, **settings, normalize_by_length=True)
-  assert power.computed == 4
+  evaluate(backbone, soft_prompt, task, **settings)
+  assert power.computed == 1
+
+
+def test_what_decides_a_backbone_s_numbers_is_told(backbone, tmp_path):
+  made = describe_backbone(backbone)
+  assert describe_backbone(backbone, backbone.params) != made
+  config = dataclasses.replace(backbone.module.config, relpos_max_distance=7)
+  for changed in ({'config': config}, {'attention': 'dot_product'}):
+    module = backbone.module.clone(**changed)
+    other = Backbone('other', module, backbone.vocabulary, dict, source=backbone.source)
+    assert describe_backbone(other) != made
+  doubled = jax.tree.map(lambda x: 2 * x, backbone.params)
+  in_memory = [
+      Backbone('a', backbone.module, backbone.vocabulary, lambda params=params: params)
+      for params in (backbone.params, doubled)
+  ]
+  assert describe_backbone(in_memory[0]) != describe_backbone(in_memory[1])
+  folder = tmp_path / 'weights' / 'kernel'
+  folder.mkdir(parents=True)
+  of_files = Backbone('b', backbone.module, backbone.vocabulary, dict, source=str(tmp_path))
+  before = describe_backbone(of_files)
+  (folder / '0.0').write_text('1')
+  assert describe_backbone(of_files) != before
 
 
 def test_of_several_prompts_those_that_were_done_are_not_evaluated_again(
@@ -107,7 +155,8 @@ def test_of_several_prompts_those_that_were_done_are_not_evaluated_again(
 
 
 def test_an_ensemble_goes_on(backbone, prompts, power, tmp_path):
-  def run(keep_in):
+  def run(folder):
+    keep_in = AnswerFolder(folder)
     return EnsembleEvaluator(
         backbone, prompts, classification(backbone), keep_in=keep_in, **SHAPE
     )()
@@ -136,16 +185,45 @@ def test_answers_to_texts_go_on(backbone, prompts, power, tmp_path):
     assert not (tmp_path / '.unfinished').exists()
 
 
+def test_answers_to_texts_are_kept_until_they_are_written(backbone, monkeypatch, power, tmp_path):
+  def full(path, records):
+    raise OSError('No space left on device')
+
+  settings = dict(backbone=backbone, texts=texts(7), choices=CLASSES, batch_size=2)
+  whole = commands.infer(**settings)
+  with monkeypatch.context() as patched:
+    patched.setattr(commands, 'write_jsonl', full)
+    with pytest.raises(OSError, match='No space'):
+      commands.infer(**settings, output_dir=str(tmp_path))
+  power.computed = 0
+  assert commands.infer(**settings, output_dir=str(tmp_path)) == whole
+  assert power.computed == 0 and kept(tmp_path) == []
+
+
+def test_batches_that_two_processes_kept_count_once(tmp_path):
+  first, second = (AnswerFolder(tmp_path).answers(dict) for _ in range(2))
+  for of_run in (first, second):
+    of_run.add([[0, 'a']])
+    of_run.add([[1, 'b']])
+  again = AnswerFolder(tmp_path).answers(dict)
+  assert again.read() == [[[0, 'a']], [[1, 'b']]]
+  again.add([[2, 'c']])
+  (path,) = (tmp_path / '.unfinished').iterdir()
+  path.write_text(path.read_text().split('\n', 1)[1])  # What is left begins with batch 1.
+  assert AnswerFolder(tmp_path).answers(dict).read() == []
+
+
 def test_a_line_that_was_cut_short_is_found_again(tmp_path):
-  of_run = KeptAnswers(tmp_path, lambda: {'seed': 1})
+  of_run = AnswerFolder(tmp_path).answers(lambda: {'seed': 1})
   of_run.add([[0, 'a']])
   of_run.add([[1, 'b']])
   (path,) = (tmp_path / '.unfinished').iterdir()
   path.write_text(path.read_text()[:-5])
-  again = KeptAnswers(tmp_path, lambda: {'seed': 1})
+  again = AnswerFolder(tmp_path).answers(lambda: {'seed': 1})
   assert again.read() == [[[0, 'a']]]
   again.add([[1, 'c']])
   assert [json.loads(line)['answers'] for line in path.read_text().splitlines()] == [
       [[0, 'a']], [[1, 'c']]
   ]  # fmt: skip
-  assert KeptAnswers(tmp_path, lambda: {'seed': 2}).read() == KeptAnswers(None).read() == []
+  assert AnswerFolder(tmp_path).answers(lambda: {'seed': 2}).read() == []
+  assert AnswerFolder(None).answers(dict).read() == []
