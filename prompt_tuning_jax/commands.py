@@ -179,7 +179,8 @@ def infer(
     design: words around each text, for the bare model; without solved examples, since there
       is no task to draw them from.
     batch_size: most texts in a batch; 64 where None.
-    decoding: how to write freely; greedily where None.
+    decoding: how to write freely; greedily where None. Its max_length may be None: as the prompt
+      was trained.
     ensemble: how several prompts answer together: 'vote' or 'mean', see `voting.agreed`; None
       where there is one.
     output_dir: where `inferences.jsonl` is written, if anywhere. Answers are kept there as they
@@ -222,7 +223,7 @@ def infer(
       prompts,
       asked,
       choices,
-      decoding or Decoding(),
+      decoding or Decoding(max_length=None),
       ensemble,
       placement=placement,
       batch_size=batch_size or _BATCH_SIZE,

@@ -11,7 +11,7 @@ import gin
 import numpy as np
 import pytest
 
-from prompt_tuning_jax import artifact, cli, commands
+from prompt_tuning_jax import artifact, cli, commands, config
 from prompt_tuning_jax.checkpoints.load import load_backbone
 from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import evaluate as evaluate_lib
@@ -167,6 +167,20 @@ def test_answers_may_be_as_long_as_the_targets_the_prompt_was_trained_with(
   assert given['decoding'].max_length == 5
   assert evaluated(decoding=Decoding(max_length=2), prompt_file=path)['decoding'].max_length == 2
   assert evaluated(prompt_file=path)['decoding'] is None
+
+
+def test_texts_are_answered_at_the_length_the_prompt_was_trained_with(backbone, monkeypatch):
+  asked = []
+
+  def generate(backbone, prompt, texts, **settings):
+    asked.append(settings['max_length'])
+    return [''] * len(texts)
+
+  monkeypatch.setattr(commands.infer_lib, 'generate', generate)
+  commands.infer(backbone=backbone, texts=['a dog'])
+  kwargs = config.parse('infer', [], ["INITIAL_CHECKPOINT_PATH='nano'"], []).kwargs()
+  commands.infer(**kwargs | {'backbone': backbone, 'texts': ['a dog']})
+  assert asked == [None, None]
 
 
 def test_the_configuration_of_a_training_run_leaves_the_batch_size_open(evaluated):

@@ -51,7 +51,10 @@ def fetched(repository: str) -> str | None:
   """The folder of a repository that was downloaded before, as a whole; None if it was not."""
   with contextlib.suppress(Exception):  # Whatever the client raises: it is not here yet.
     hub = importlib.import_module('huggingface_hub')
-    folder = hub.snapshot_download(repository, local_files_only=True)
+    # Not asked for a pattern, the client misses all that a repository has besides.
+    folder = hub.snapshot_download(
+        repository, local_files_only=True, allow_patterns=['config.json']
+    )
     if 'config.json' in os.listdir(folder) and _is_whole(folder):
       return folder
   return None

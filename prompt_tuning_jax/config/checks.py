@@ -35,7 +35,7 @@ from prompt_tuning_jax.neighbors.report import prompts_named
 from prompt_tuning_jax.training import loop, pretrain
 from prompt_tuning_jax.training import trainable as trainable_lib
 from prompt_tuning_jax.training.state_saving import StateSaver, nothing_saved, run_and_step
-from prompt_tuning_jax.writing import check_local
+from prompt_tuning_jax.writing import check_local, is_remote
 
 
 def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
@@ -55,9 +55,9 @@ def check(command: str, kwargs: Mapping[str, Any]) -> list[str]:
   for argument, macro in (('task', 'MIXTURE_OR_TASK_NAME'), ('split', 'SPLIT')):
     if command != 'tasks' and kwargs.get(argument, '') is None:
       raise _missing(macro, None, command)
-  for argument in ('model_dir', 'output_dir', 'output', 'export_path'):
-    if kwargs.get(argument) is not None:
-      check_local(kwargs[argument])
+  for argument in ('model_dir', 'output_dir', 'output', 'export_path', 'cache_dir'):
+    if isinstance(path := kwargs.get(argument), str | os.PathLike):
+      check_local(path)
   notes = _CHECKS[command](**kwargs) or []
   backbone = kwargs.get('backbone')
   if backbone is not None:
@@ -243,7 +243,7 @@ def _check_import(*, import_path: str, output: Any, **others: Any) -> None:
         f'PROMPT_FILE {output} exists already and is not overwritten. Name the artifact to '
         'write, or remove that file.'
     )
-  if not os.path.exists(import_path):
+  if not is_remote(import_path) and not os.path.exists(import_path):
     raise FileNotFoundError(
         f'IMPORT_PATH: there is nothing at {import_path}. Name a PEFT adapter, a .npy prompt, '
         'or a T5X checkpoint.'

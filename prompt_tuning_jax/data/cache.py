@@ -42,7 +42,7 @@ from prompt_tuning_jax.data.tokenized_task import (
 )
 from prompt_tuning_jax.data.vocabularies import open_vocabulary
 from prompt_tuning_jax.data.vocabulary import Vocabulary
-from prompt_tuning_jax.writing import written_whole
+from prompt_tuning_jax.writing import check_local, written_whole
 
 DEFAULT_TASK_MODULE = 'prompt_tuning_jax.tasks'
 
@@ -53,6 +53,12 @@ def default_cache_dir() -> str:
   """Where tokenised tasks are kept: $PTJ_CACHE_DIR or a folder in the user's cache."""
   home = os.path.join('~', '.cache', 'prompt_tuning_jax', 'tokenized')
   return os.environ.get('PTJ_CACHE_DIR') or os.path.expanduser(home)
+
+
+def _folder(cache_dir: str | None) -> str:
+  folder = cache_dir or default_cache_dir()
+  check_local(folder)
+  return folder
 
 
 def load_task(
@@ -155,7 +161,7 @@ def load_task_or_mixture(
   if isinstance(name, FileTask):
     return prefixed([(load_task(name, split, vocabulary, **kwargs), 1.0)])
   # seqio keeps one namespace for tasks and mixtures, so at most one of these exists.
-  path = os.path.join(cache_dir or default_cache_dir(), _quoted(name), 'mixture.json')
+  path = os.path.join(_folder(cache_dir), _quoted(name), 'mixture.json')
   mixture = _read_mixture(path)
   is_cached_task = os.path.exists(cache_path(name, split, vocabulary, cache_dir))
   if mixture is None and not is_cached_task and seqio_is_installed():
@@ -293,7 +299,7 @@ def cache_path(
 ) -> str:
   """The file in which a tokenised task is kept: one for each split and vocabulary."""
   return os.path.join(
-      cache_dir or default_cache_dir(),
+      _folder(cache_dir),
       _quoted(name),
       f'{_quoted(split)}-{vocabulary.fingerprint[:12]}.safetensors',
   )

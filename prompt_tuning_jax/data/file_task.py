@@ -264,7 +264,9 @@ class FileTask:
       )
     if self.references is not None:
       return postprocessors.all_references
-    return postprocessors.string_to_float if self._compares_numbers else None
+    if not self._compares_numbers:
+      return None
+    return functools.partial(postprocessors.string_to_float, default=None)
 
   @property
   def _compares_numbers(self) -> bool:

@@ -88,18 +88,25 @@ def _csv_rows(path: str, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_cells(lines: Iterable[str]) -> Iterator[tuple[int, list[str] | ValueError]]:
-  """(first line, cells) of each row: a quoted cell may hold line breaks."""
+  """(first line, cells) of each row: a quoted cell may hold line breaks.
+
+  A quote that nothing closes takes all lines behind it: each of them is a bad one.
+  """
   csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KiB, is for no reason of ours.
   rows = csv.reader(lines, strict=True)
   while True:
     number = rows.line_num + 1
     try:
-      cells: Any = next(rows)
+      cells = next(rows)
     except StopIteration:
       return
     except csv.Error as error:
-      cells = ValueError(f'not csv ({error})')
-    yield number, cells
+      taken = range(number, rows.line_num + 1)
+      where = f' in the row of lines {taken[0]} to {taken[-1]}' if len(taken) > 1 else ''
+      for number in taken:
+        yield number, ValueError(f'not csv ({error}{where})')
+    else:
+      yield number, cells
 
 
 def _table(

@@ -16,8 +16,9 @@ from prompt_tuning_jax.data import array_file, functions, labels, provenance, te
 from prompt_tuning_jax.data.vocabulary import Vocabulary
 from prompt_tuning_jax.json_files import as_json
 
-# Raised when what the file holds, or how, changes; 2 counts the examples without a label.
-FORMAT = 2
+# Raised when what the file holds, or how, changes: 2 counts the examples without a label, 3 has
+# seqio's ids behind a sentinel and the metrics of its tasks that take scores.
+FORMAT = 3
 
 
 class CacheError(ValueError):

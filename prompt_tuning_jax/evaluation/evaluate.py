@@ -119,9 +119,12 @@ def evaluate(
           progress=progress,
           needs_labels=False,
       )
-      result = evaluator(asked.injection, params, step=asked.step)
-      of_words = task.manifest.get('design', '')
-      results[name] = dataclasses.replace(result, prompt=asked.source or of_words)
+      results[name] = evaluator(
+          asked.injection,
+          params,
+          step=asked.step,
+          prompt=asked.source or task.manifest.get('design', ''),
+      )
   if list(results) == [tasks] or isinstance(tasks, TokenizedTask | FileTask):
     return next(iter(results.values()))
   return results

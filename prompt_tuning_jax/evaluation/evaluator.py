@@ -33,6 +33,7 @@ from prompt_tuning_jax.evaluation.results import EvalResult, write_result
 from prompt_tuning_jax.evaluation.voting import Answer
 from prompt_tuning_jax.json_files import as_json
 from prompt_tuning_jax.typing import Injection, PyTree
+from prompt_tuning_jax.writing import check_local
 
 METHODS = ('rank', 'generate')
 
@@ -127,10 +128,15 @@ class Evaluator:
           max(prompt.num_virtual_tokens for prompt in prompts),
           prompts[0].num_decoder_virtual_tokens,
       )
+    if output_dir is not None:
+      check_local(output_dir)
     self._output_dir = output_dir
     self._answer_folder = keep_in or AnswerFolder(None)
     self._progress = progress
-    self._decoding = decoding or Decoding(max_length=feature_lengths['targets'])
+    decoding = decoding or Decoding(max_length=None)
+    if isinstance(decoding, Decoding) and decoding.max_length is None:
+      decoding = dataclasses.replace(decoding, max_length=feature_lengths['targets'])
+    self._decoding = decoding
     self._normalize_by_length = normalize_by_length
     self._choices = self._tree = None
     if method == 'rank' and task.label_classes:
@@ -183,6 +189,7 @@ class Evaluator:
       params: PyTree | None = None,
       *,
       step: int | None = None,
+      prompt: str = '',
   ) -> EvalResult:
     """Predicts every example and scores the predictions, with one prompt.
 
@@ -190,6 +197,7 @@ class Evaluator:
       injection: the prompt, or None.
       params: the backbone's weights, where they are not the backbone's own.
       step: training step, for the result files.
+      prompt: where the prompt came from, for these as well.
 
     Raises:
       ValueError: if the prompt is of another length than the batches were made for.
@@ -201,6 +209,7 @@ class Evaluator:
       )
     (answers,) = self.answers(injection, params)
     result = self.result(answers, lambda: self.target_scores(injection, params)[0], step=step)
+    result = dataclasses.replace(result, prompt=prompt)
     if self._output_dir is not None and jax.process_index() == 0:
       write_result(result, self._output_dir)
     return result

@@ -29,6 +29,7 @@ from prompt_tuning_jax.data import provenance
 from prompt_tuning_jax.injection_arrays import SETTINGS, named_arrays
 from prompt_tuning_jax.json_files import as_json, canonical_json, read_jsonl, write_jsonl
 from prompt_tuning_jax.typing import Array, Injection, PyTree
+from prompt_tuning_jax.writing import check_local
 
 _FOLDER = '.unfinished'
 
@@ -40,7 +41,12 @@ class AnswerFolder:
     """Names the folder, in which there will be a hidden one; None keeps nothing.
 
     Of several processes each has only its share of a batch's answers: nothing is kept.
+
+    Raises:
+      ValueError: if the folder is not on this machine.
     """
+    if folder is not None:
+      check_local(folder)
     self._folder = folder if jax.process_count() == 1 else None
     self._kept: list[KeptAnswers] = []
 

@@ -12,6 +12,7 @@ invalid answer) for a target of -1 (a missing label), which would count as right
 from __future__ import annotations
 
 import collections
+import math
 import re
 import string
 from collections.abc import Sequence
@@ -94,21 +95,28 @@ def matthews_corrcoef(
 
 
 def pearson_corrcoef(
-    targets: Sequence[float], predictions: Sequence[float], *, minus_one_is_none: bool = True
+    targets: Sequence[float],
+    predictions: Sequence[float | None],
+    *,
+    minus_one_is_none: bool = True,
 ) -> dict[str, float]:
   """Pearson correlation; NaN where all targets or all predictions are equal.
 
   Args:
     targets: the true numbers.
     predictions: as many.
-    minus_one_is_none: whether a target of -1 is a label that is not public, as in GLUE.
+    minus_one_is_none: whether a target of -1 is a label that is not public, as in GLUE. Where it
+      is not, a prediction that is no number (None, or not finite) counts as one below all targets.
   """
   value = _correlation('pearsonr', targets, predictions, minus_one_is_none)
   return {'pearson_corrcoef': value}
 
 
 def spearman_corrcoef(
-    targets: Sequence[float], predictions: Sequence[float], *, minus_one_is_none: bool = True
+    targets: Sequence[float],
+    predictions: Sequence[float | None],
+    *,
+    minus_one_is_none: bool = True,
 ) -> dict[str, float]:
   """Pearson correlation of the ranks; equal values share the mean of their ranks.
 
@@ -119,12 +127,17 @@ def spearman_corrcoef(
 
 
 def _correlation(
-    name: str, targets: Sequence[float], predictions: Sequence[float], minus_one_is_none: bool
+    name: str,
+    targets: Sequence[float],
+    predictions: Sequence[float | None],
+    minus_one_is_none: bool,
 ) -> float:
   if minus_one_is_none:
     _check(targets, predictions)
   else:
     _check_counts(targets, predictions)
+    wrong = min(targets) - 1
+    predictions = [wrong if p is None or not math.isfinite(p) else p for p in predictions]
   if len(set(targets)) == 1 or len(set(predictions)) == 1:
     return float('nan')
   from scipy import stats

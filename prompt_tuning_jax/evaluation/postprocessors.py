@@ -2,7 +2,7 @@
 
 Signature and results are those of the `t5` package: `(text, **bound arguments,
 example=raw fields, is_target=whether the text is the target)`. Class texts must
-match exactly; anything else is class -1, which every metric counts as wrong.
+match exactly; anything else is class -1, which every metric of classes counts as wrong.
 """
 
 from __future__ import annotations
@@ -48,8 +48,13 @@ def class_id_in_other_words(
   return string_label_to_class_id(string_label, label_classes, default=own)
 
 
-def string_to_float(string: str, default: float = -1.0, **unused_kwargs: Any) -> float:
-  """The number that the text spells, or `default` if it spells none."""
+def string_to_float(
+    string: str, default: float | None = -1.0, **unused_kwargs: Any
+) -> float | None:
+  """The number that the text spells, or `default` if it spells none.
+
+  Where -1 is a number like others the default is None, which metrics take for a wrong answer.
+  """
   try:
     return float(string)
   except ValueError:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from prompt_tuning_jax.evaluation import super_glue
+from prompt_tuning_jax.writing import is_remote
 
 
 def find_prompts(
@@ -76,8 +77,8 @@ def listed(paths: str | Sequence[str]) -> Sequence[str]:
 
 
 def _matches(path: str) -> list[str]:
-  # A path that is there is meant as it is written.
-  if os.path.exists(path):
+  # A path that is there is meant as it is written; in a bucket only reading it tells.
+  if is_remote(path) or os.path.exists(path):
     return [path]
   return sorted(glob.glob(path, recursive=True), key=_natural_order)
 

@@ -108,7 +108,8 @@ class TextRows:
     if cut:
       _, number, ordinary, length = max(cut, key=lambda one: one[0])
       warnings.warn(
-          f'{len(cut) // rows_of_text} of {len(texts) // rows_of_text} texts are longer than '
+          f'{len({number // rows_of_text for _, number, _, _ in cut})} of '
+          f'{len(texts) // rows_of_text} texts are longer than '
           'max_input_length (by default the length that the prompt was trained with) and are '
           'cut; worst text '
           f'{number // rows_of_text}, counted from 0, of whose {ordinary} tokens the model sees '

@@ -234,8 +234,10 @@ class _Stop:
       error, self._error = self._error, None
       raise error()
     if number == signal.SIGINT:
-      # Not through sys.stderr, which the signal may have found in the middle of a line.
-      os.write(2, b'\nStopping after this step; Ctrl-C again stops at once.\n')
+      # Not through sys.stderr, which the signal may have found in the middle of a line. Who reads
+      # it (`| tee`) has had the same signal and may be gone: no reason to lose the state.
+      with contextlib.suppress(OSError):
+        os.write(2, b'\nStopping after this step; Ctrl-C again stops at once.\n')
 
 
 class _Log:
@@ -275,7 +277,8 @@ class _Log:
     return self
 
   def __exit__(self, *exception: object) -> None:
-    self._bar.close()
+    with contextlib.suppress(OSError):
+      self._bar.close()
     if self._writer is not None:
       self._writer.close()
 
@@ -293,7 +296,8 @@ class _Log:
     if len(self._pending) > 1:
       jax.block_until_ready(self._pending[-2][1])
     self._seconds += time.perf_counter() - self._started
-    self._bar.update()
+    with contextlib.suppress(OSError):  # Nobody reads it any more.
+      self._bar.update()
 
   def flush(self, state: TrainState) -> None:
     """Checks and writes the metrics of the steps since the last record.

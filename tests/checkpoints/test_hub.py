@@ -36,6 +36,8 @@ def fake_hub(tmp_path, monkeypatch):
 
   def snapshot_download(repository, allow_patterns=None, local_files_only=False):
     if local_files_only:
+      if allow_patterns is None:
+        raise FileNotFoundError('README.md and tf_model.h5 are not on this machine')
       if module.downloaded and module.keeps:
         return str(folder)
       raise FileNotFoundError('nothing of it is on this machine')

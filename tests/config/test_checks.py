@@ -94,6 +94,7 @@ def prompt_file(backbone_dir, tmp_path):
         ('train', '--gin.BEST_MODE=most', "best_mode is 'most'"),
         ('train', '--gin.MODEL_DIR=gs://b/run', 'gs://b/run is not on this machine'),
         ('evaluate', '--gin.EVAL_OUTPUT_DIR=gs://b/e', 'gs://b/e is not on this machine'),
+        ('train', '--gin.CACHE_DIR=gs://b/c', 'gs://b/c is not on this machine'),
         ('train', '--gin.train.keep_checkpoints=0', 'keep_checkpoints is 0'),
         ('train', '--gin.train.log_period=0', 'log_period is 0'),
         ('train', "--gin.TRAINABLE={'promt': @adafactor()}", "['promt'], which leads to no"),
@@ -320,6 +321,16 @@ def test_export_says_what_it_needs(dry_run):
   status, errors = dry_run('export', '--gin.CHECKPOINT_PATH=x', '--gin.PROMPT_FILE=None')
   assert status == 2
   assert 'PROMPT_FILE is None, but export needs it' in errors
+  several = "--gin.PROMPT_FILE=['a', 'b']"
+  status, errors = dry_run('export', '--gin.CHECKPOINT_PATH=x', several)
+  assert status == 2
+  assert 'PROMPT_FILE' in errors and 'Traceback' not in errors
+
+
+def test_what_is_imported_may_lie_in_a_bucket(dry_run, tmp_path):
+  flags = '--gin.IMPORT_PATH=gs://b/run/checkpoint_5', f'--gin.PROMPT_FILE={tmp_path}/new'
+  # It is asked there, by what reads buckets; this one's name is too short for one.
+  assert 'Invalid GCS bucket name' in dry_run('import', *flags)[1]
 
 
 def test_decoding_needs_a_length_where_nothing_gives_one(dry_run):

@@ -14,6 +14,7 @@ import pytest
 
 from prompt_tuning_jax.data import functions, provenance, text_files
 from prompt_tuning_jax.data.cache import (
+    FORMAT,
     CacheError,
     TokenizedTask,
     cache_path,
@@ -127,6 +128,18 @@ def test_no_examples_or_a_missing_feature_is_an_error(vocabulary):
     TokenizedTask.from_examples([EXAMPLES[0], {'inputs': 'x'}], vocabulary)
 
 
+def test_a_cache_in_a_bucket_is_refused_before_anything_is_tokenised(
+    vocabulary, monkeypatch, tmp_path
+):
+  path = tmp_path / 'a.txt'
+  path.write_text('a small animal\n')
+  with pytest.raises(ValueError, match='gs://b/c is not on this machine'):
+    TokenizedTask.from_text_files(path, vocabulary, cache_dir='gs://b/c')
+  monkeypatch.setenv('PTJ_CACHE_DIR', 'gs://b/d')
+  with pytest.raises(ValueError, match='gs://b/d is not on this machine'):
+    TokenizedTask.from_text_files(path, vocabulary)
+
+
 def test_a_file_of_the_format_before_is_refused_with_both_numbers(
     task, vocabulary, tmp_path
 ):
@@ -134,7 +147,7 @@ def test_a_file_of_the_format_before_is_refused_with_both_numbers(
   del task.manifest['unlabelled']
   task.manifest |= {'format': 1, 'has_labels': True}
   task.save(tmp_path / 'old')
-  with pytest.raises(CacheError, match='old has format 1; .* reads format 2'):
+  with pytest.raises(CacheError, match=f'old has format 1; .* reads format {FORMAT}'):
     TokenizedTask.read(tmp_path / 'old', vocabulary)
 
 

@@ -209,6 +209,12 @@ def test_numbers_are_compared_as_numbers(tmp_path, vocabulary):
   loaded.require_labels()
   (metric,) = loaded.metric_fns
   assert metric([-1, 0.5, 1], [-1, 0.5, 1])['pearson_corrcoef'] == pytest.approx(100)
+  # So what is no number is none of those that are right.
+  unread = [loaded.postprocess_fn(text) for text in ('much', 'nan', '0.5', '1')]
+  assert unread[0] is None
+  assert metric([-1, -1, 0.5, 1], unread) == pytest.approx(
+      metrics.pearson_corrcoef([-1, -1, 0.5, 1], [-2, -2, 0.5, 1], minus_one_is_none=False)
+  )
   with pytest.raises(ValueError, match="line 3: the target 'much' is no number"):
     rows = [('a', '1.0'), ('b', 'much')]
     load_task(make(tmp_path, table(rows), **settings), 'train', vocabulary)
@@ -298,6 +304,13 @@ def test_bad_lines_of_tables_are_numbered_too(tmp_path, vocabulary, file, line, 
     load_task(make(tmp_path, content + b'\n' + line + b'\n', file), 'train', vocabulary)
   assert '1 of 2 lines cannot be used' in str(error.value)
   assert f'{file}, line 3: {reason}' in str(error.value)
+
+
+def test_a_quote_that_nothing_closes_makes_all_lines_behind_it_bad(tmp_path, vocabulary):
+  content = 'text,label\na,1\n"b,1\nc,0\nd,1\n'
+  task = make(tmp_path, content, 'train.csv', on_bad_line='skip')
+  with pytest.warns(UserWarning, match='3 of 4 lines .* row of lines 3 to 5'):
+    assert len(load_task(task, 'train', vocabulary)) == 1
 
 
 def test_bad_lines_may_be_skipped_with_a_warning_each_time(tmp_path, vocabulary):

@@ -303,6 +303,24 @@ def test_results_of_other_prompts_and_splits_stay(tmp_path):
     assert record['prediction_text'] == split
 
 
+def test_an_evaluation_keeps_the_results_of_other_prompts(backbone, task, tmp_path):
+  paths = [str(tmp_path / name) for name in ('a.safetensors', 'b.safetensors')]
+  for path in (*paths, paths[0]):
+    rows = np.ones((5, backbone.spec.d_model), np.float32)
+    artifact.save_prompt(path, Injection(rows), backbone=backbone)
+    result = evaluate(backbone, path, task, output_dir=str(tmp_path), **SHAPE)
+    assert result.prompt == path
+  records = read(tmp_path / 'inference_eval' / 'toy-metrics.jsonl')
+  assert [record['prompt'] for record in records] == [paths[1], paths[0]]
+
+
+def test_generated_answers_are_as_long_as_targets_where_nobody_says(backbone, task):
+  for decoding in (None, Decoding(max_length=None), Decoding(strategy='beam', max_length=None)):
+    evaluator = Evaluator(backbone, task, method='generate', decoding=decoding, **SHAPE)
+    assert evaluator(None).predictions
+    assert evaluator._decoding.max_length == SHAPE['feature_lengths']['targets']
+
+
 def test_predictions_are_compared_as_targets_are_kept(backbone, tmp_path):
   """Through JSON: a tuple is a list, numpy's numbers are ours, bytes are text."""
 

@@ -9,7 +9,7 @@ from prompt_tuning_jax.data.tokenized_task import TokenizedTask
 from prompt_tuning_jax.evaluation import text_rows
 from prompt_tuning_jax.evaluation.decoding import Decoding
 from prompt_tuning_jax.evaluation.evaluate import evaluate
-from prompt_tuning_jax.evaluation.infer import generate, rank
+from prompt_tuning_jax.evaluation.infer import ensemble, generate, rank
 from prompt_tuning_jax.typing import Injection
 
 # With a prompt of 5 these all make rows of 16, so that few programs are compiled.
@@ -151,6 +151,17 @@ def test_an_artifact_brings_its_placement_and_length(backbone, soft_prompt, tmp_
         backbone, soft_prompt, TEXTS, CHOICES, placement='suffix', max_input_length=5
     )
   assert_ranked_alike(found, by_hand)
+
+
+def test_texts_that_one_prompt_of_several_cuts_are_counted_as_texts(
+    backbone, soft_prompt, tmp_path
+):
+  paths = [str(tmp_path / name) for name in ('short.safetensors', 'long.safetensors')]
+  for path, length in zip(paths, (5, 64)):
+    lengths = {'inputs': length, 'targets': 4}
+    artifact.save_prompt(path, soft_prompt, backbone=backbone, feature_lengths=lengths)
+  with pytest.warns(UserWarning, match='^3 of 5 texts are longer'):
+    ensemble(backbone, paths, TEXTS, choices=CHOICES)
 
 
 def test_normalised_scores_are_means_over_tokens(backbone, soft_prompt, ranked):

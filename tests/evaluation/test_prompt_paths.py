@@ -23,6 +23,8 @@ def test_prompts_of_a_task_are_found_by_path_pattern_list_and_dict(tmp_path):
   assert found(f'{tmp_path}/{{task}}/**/1', 'super_glue_cb_v102') == ['cb/1']
   # A name that is there is no pattern.
   assert found(f'{tmp_path}/p[1]', 'any') == ['p[1]']
+  # What is in a bucket is known when it is read.
+  assert find_prompts('gs://bucket/run', 'any') == ['gs://bucket/run']
   with pytest.raises(FileNotFoundError, match=r'no file .*/wic/\* \(for the task wic\)'):
     find_prompts(every, 'wic')
   with pytest.raises(ValueError, match="no prompt for wic, only for cb, wicc. Did you mean 'wic'"):

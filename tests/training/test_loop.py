@@ -249,6 +249,23 @@ def test_ctrl_c_says_that_it_was_heard_and_a_second_one_does_not_wait(
   assert StateSaver(tmp_path).all() == []
 
 
+def test_ctrl_c_saves_the_state_though_nobody_is_left_to_hear_that_it_was_heard(
+    tmp_path, interruptible, monkeypatch
+):
+  """In `… 2>&1 | tee log` the same Ctrl-C has ended `tee`."""
+  write = os.write
+
+  def broken(file, content):
+    if file == 2:
+      raise BrokenPipeError
+    return write(file, content)
+
+  monkeypatch.setattr(os, 'write', broken)
+  with pytest.raises(loop.Interrupted, match='Stopped at step'):
+    _run(tmp_path, 8, batches=Batches({2: lambda: os.kill(os.getpid(), signal.SIGINT)}))
+  assert StateSaver(tmp_path).latest().step in (2, 3)
+
+
 def test_a_signal_while_the_last_state_is_saved_is_not_lost(tmp_path, monkeypatch):
   save = StateSaver.save
 
