@@ -256,12 +256,12 @@ def test_decoding_can_be_chosen_wherever_text_is_generated(
     flags = [*[f for f in flags if 'TASK' not in f], 'a text']
   status, _, errors = run(command, *flags, *method)
   assert (status, errors) == (0, '')
-  assert seen['decoding'] in (None, Decoding())
+  assert seen['decoding'] == (Decoding(max_length=None) if command == 'infer' else None)
   beam = ['--gin.DECODING=@Decoding()', "--gin.Decoding.strategy='beam'"]
   status, _, errors = run(command, *flags, *method, *beam)
   assert (status, errors) == (0, '')
-  # The longest answer is as long as the targets, which `infer` does not know.
-  longest = 64 if command == 'infer' else 4
+  # The longest answer is as long as the targets, of which `infer` asks the prompt.
+  longest = None if command == 'infer' else 4
   assert seen['decoding'] == Decoding(strategy='beam', max_length=longest)
   if command != 'infer':
     _, _, errors = run(command, *flags, *beam)

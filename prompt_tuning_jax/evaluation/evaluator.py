@@ -241,17 +241,19 @@ class Evaluator:
   def _kept(self, injection: Injection | None, params: PyTree | None) -> KeptAnswers:
     def depends_on() -> dict[str, Any]:
       return {
-          'backbone': kept_answers.describe_backbone(self._backbone, params),
           'injection': kept_answers.describe_injection(injection),
           'task': self.task.manifest,
-          'content': kept_answers.sum_of_arrays(self.task.arrays.values()),
+          # In the order of their names: files have another than what was just tokenised.
+          'content': kept_answers.sum_of_arrays(
+              array for _, array in sorted(self.task.arrays.items())
+          ),
           'layout': self._layout,
           'choices': self.task.label_classes if self._choices is not None else None,
           'normalize_by_length': self._normalize_by_length,
           'decoding': dataclasses.asdict(self._decoding) if self._choices is None else None,
       }
 
-    return self._answer_folder.answers(depends_on)
+    return self._answer_folder.answers(self._backbone, params, depends_on)
 
   def result(
       self,

@@ -1,7 +1,7 @@
 """Answers as they are found: an evaluation that was interrupted goes on where it stopped.
 
     with kept_in('/tmp/eval') as folder:
-      kept = folder.answers(depends_on)
+      kept = folder.answers(backbone, params, depends_on)
       found = kept.read()      # The batches that were done before it was interrupted,
       kept.add(batch)          # then each of the others. At the end all are forgotten.
 
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax import partitioning
@@ -29,7 +30,7 @@ from prompt_tuning_jax.data import provenance
 from prompt_tuning_jax.injection_arrays import SETTINGS, named_arrays
 from prompt_tuning_jax.json_files import as_json, canonical_json, read_jsonl, write_jsonl
 from prompt_tuning_jax.typing import Array, Injection, PyTree
-from prompt_tuning_jax.writing import check_local
+from prompt_tuning_jax.writing import check_local, is_remote
 
 _FOLDER = '.unfinished'
 
@@ -49,20 +50,52 @@ class AnswerFolder:
       check_local(folder)
     self._folder = folder if jax.process_count() == 1 else None
     self._kept: list[KeptAnswers] = []
+    # The last weights that were summed: those of a run answer many tasks and prompts.
+    self._params: PyTree | None = None
+    self._sum_of_params = ''
 
-  def answers(self, depends_on: Callable[[], Mapping[str, Any]]) -> KeptAnswers:
+  def answers(
+      self,
+      backbone: Backbone,
+      params: PyTree | None,
+      depends_on: Callable[[], Mapping[str, Any]],
+  ) -> KeptAnswers:
     """The answers of one evaluation.
 
     Args:
-      depends_on: gives all that decides them, as values that JSON can hold; called where
-        something is kept.
+      backbone: the model.
+      params: its weights, where they are not its own.
+      depends_on: gives all else that decides the answers, as values that JSON can hold; called
+        where something is kept.
     """
     if self._folder is None:
       return KeptAnswers(None)
-    all_of_it = {'library_version': provenance.library_version()} | as_json(depends_on())
+    all_of_it = {
+        'library_version': provenance.library_version(),
+        'weights': self._weights_of(backbone, params),
+        'computation': as_json(backbone.computation()),
+        **as_json(depends_on()),
+    }
     name = hashlib.sha256(canonical_json(all_of_it).encode()).hexdigest()[:16]
     self._kept.append(KeptAnswers(os.path.join(self._folder, _FOLDER, f'{name}.jsonl')))
     return self._kept[-1]
+
+  def _weights_of(self, backbone: Backbone, params: PyTree | None) -> Any:
+    """What tells weights from others; where they lie in files, these are not read for it.
+
+    Of a bucket the name counts alone.
+    """
+    if params is None:
+      if is_remote(backbone.source):
+        return backbone.source
+      if os.path.exists(backbone.source):
+        return [backbone.source, _files(backbone.source, self._folder)]
+      if backbone.fingerprint:
+        return backbone.fingerprint
+      params = backbone.params
+    if params is not self._params:
+      self._params, self._sum_of_params = params, _sum_of_tree(params)
+    return self._sum_of_params
 
   def forget(self) -> None:
     """Removes what was kept for this owner, once the answers are somewhere else.
@@ -133,30 +166,23 @@ def kept_in(folder: KeepIn) -> Iterator[AnswerFolder]:
     own.forget()
 
 
-def describe_backbone(backbone: Backbone, params: PyTree | None = None) -> dict[str, Any]:
-  """What tells a backbone from others, so far as that is to be had without reading its weights.
-
-  Args:
-    backbone: the model.
-    params: its weights, where they are not its own.
-  """
-  weights: Any
-  if params is not None:
-    weights = _sum_of_tree(params)
-  elif os.path.exists(backbone.source):
-    weights = [backbone.source, _files(backbone.source)]
-  else:  # In a bucket, or in memory alone.
-    weights = backbone.fingerprint or _sum_of_tree(backbone.params)
-  return {'weights_of': weights, **backbone.computation()}
-
-
-def _files(path: str) -> list[tuple[str, int, int]]:
-  """Each file's name, size and time."""
+def _files(path: str, without: str | os.PathLike[str]) -> list[tuple[str, int, int]]:
+  """Name, size and time of each file below a path, but for hidden ones and one folder's."""
   found = [path] if os.path.isfile(path) else []
-  for folder, _, names in os.walk(path):
-    found += [os.path.join(folder, name) for name in names]
-  stats = ((name, os.stat(name)) for name in sorted(found))
-  return [(os.path.relpath(name, path), stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+  without = os.path.realpath(without)
+  for folder, folders, names in os.walk(path):
+    folders[:] = [
+        name
+        for name in folders
+        if not name.startswith('.') and os.path.realpath(os.path.join(folder, name)) != without
+    ]
+    found += [os.path.join(folder, name) for name in names if not name.startswith('.')]
+  described = []
+  for name in sorted(found):
+    with contextlib.suppress(FileNotFoundError):  # A link to nothing, or gone meanwhile.
+      stat = os.stat(name)
+      described.append((os.path.relpath(name, path), stat.st_size, stat.st_mtime_ns))
+  return described
 
 
 def describe_injection(injection: Injection | None) -> dict[str, Any] | None:
@@ -169,8 +195,10 @@ def describe_injection(injection: Injection | None) -> dict[str, Any] | None:
 
 
 def _sum_of_tree(tree: PyTree) -> str:
-  paths, arrays = zip(*jax.tree.leaves_with_path(tree), strict=True)
+  paths, leaves = zip(*jax.tree.leaves_with_path(tree), strict=True)
   names = np.array([jax.tree_util.keystr(path) for path in paths])
+  # JAX keeps what was fetched of an array beside it, as long as that lives: of copies, no longer.
+  arrays = (jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in leaves)
   return sum_of_arrays(itertools.chain([names], arrays))
 
 

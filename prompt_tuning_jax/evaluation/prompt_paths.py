@@ -20,7 +20,8 @@ def find_prompts(
   Args:
     where: a path; several; or those of each task by its name. `{task}` in a path stands for
       the name of the task, or of SuperGLUE's for `cb` and the like, and `*`, `**`, `?` and
-      `[…]` for whatever is there, in order.
+      `[…]` for whatever is there, in order. In a bucket all but `{task}`, which is the task's
+      own name, is taken as it is written.
     task: name of the task.
 
   Raises:

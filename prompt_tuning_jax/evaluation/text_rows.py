@@ -131,7 +131,6 @@ class TextRows:
 
     def depends_on() -> dict[str, Any]:
       return {
-          'backbone': kept_answers.describe_backbone(self.backbone, params),
           'injection': kept_answers.describe_injection(self.injection),
           'rows': kept_answers.sum_of_arrays([*map(np.asarray, self._rows), self._prompt_ids]),
           'rows_of_text': self.rows_of_text,
@@ -140,7 +139,7 @@ class TextRows:
           **kind(),
       }
 
-    return folder.answers(depends_on)
+    return folder.answers(self.backbone, params, depends_on)
 
   def batches(
       self, batch_size: int, progress: bool, done: int = 0

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prompt_tuning_jax import commands
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data.file_task import FileTask
 from prompt_tuning_jax.evaluation import decoding, ranking
 from prompt_tuning_jax.evaluation.ensemble import EnsembleEvaluator
 from prompt_tuning_jax.evaluation.evaluate import evaluate
 from prompt_tuning_jax.evaluation.infer import ensemble, generate, rank
-from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder, describe_backbone
+from prompt_tuning_jax.evaluation.kept_answers import AnswerFolder
 from prompt_tuning_jax.evaluation.report import evaluate_prompts
 from prompt_tuning_jax.typing import Injection
 from tests.evaluation.test_evaluate import CLASSES, SHAPE, classification, texts
@@ -114,26 +117,59 @@ def test_weights_of_a_run_go_on_as_well(backbone, soft_prompt, power, tmp_path):
   assert power.computed == 1
 
 
-def test_what_decides_a_backbone_s_numbers_is_told(backbone, tmp_path):
-  made = describe_backbone(backbone)
-  assert describe_backbone(backbone, backbone.params) != made
+def test_a_task_s_first_evaluation_goes_on_with_what_was_cached(
+    backbone, soft_prompt, power, tmp_path
+):
+  (tmp_path / 'dev.tsv').write_text('text\tlabel\n' + ''.join(f'{t}\tyes\n' for t in texts(7)))
+  task = FileTask(
+      name='toy',
+      files={'validation': str(tmp_path / 'dev.tsv')},
+      inputs='{text}',
+      targets='{label}',
+      label_names=CLASSES,
+  )
+  settings = SHAPE | {
+      'batch_size': 2, 'output_dir': str(tmp_path / 'out'), 'cache_dir': str(tmp_path / 'cache')
+  }  # fmt: skip
+  power.cut(3, lambda: evaluate(backbone, soft_prompt, task, **settings))
+  assert os.listdir(tmp_path / 'cache')
+  evaluate(backbone, soft_prompt, task, **settings)
+  assert power.computed == 1
+
+
+def test_what_decides_a_backbone_s_numbers_names_the_file(backbone, tmp_path):
+  def named(backbone, params=None):
+    answers = AnswerFolder(tmp_path / 'models' / 'eval').answers(backbone, params, dict)
+    answers.add([])
+    (name,) = kept(tmp_path / 'models' / 'eval')
+    answers.forget()
+    return name
+
+  def other(module=backbone.module, params=None, source=''):
+    return Backbone('other', module, backbone.vocabulary, lambda: params, source=source)
+
   config = dataclasses.replace(backbone.module.config, relpos_max_distance=7)
+  source = str(tmp_path / 'models')
+  os.mkdir(source)
+  of_files = named(other(source=source))
   for changed in ({'config': config}, {'attention': 'dot_product'}):
-    module = backbone.module.clone(**changed)
-    other = Backbone('other', module, backbone.vocabulary, dict, source=backbone.source)
-    assert describe_backbone(other) != made
-  doubled = jax.tree.map(lambda x: 2 * x, backbone.params)
-  in_memory = [
-      Backbone('a', backbone.module, backbone.vocabulary, lambda params=params: params)
-      for params in (backbone.params, doubled)
-  ]
-  assert describe_backbone(in_memory[0]) != describe_backbone(in_memory[1])
-  folder = tmp_path / 'weights' / 'kernel'
-  folder.mkdir(parents=True)
-  of_files = Backbone('b', backbone.module, backbone.vocabulary, dict, source=str(tmp_path))
-  before = describe_backbone(of_files)
+    assert named(other(backbone.module.clone(**changed), source=source)) != of_files
+  # What is written there by evaluations is none of it.
+  assert named(other(source=source)) == of_files
+  folder = tmp_path / 'models' / 'kernel'
+  folder.mkdir()
+  assert named(other(source=source)) == of_files
   (folder / '0.0').write_text('1')
-  assert describe_backbone(of_files) != before
+  assert named(other(source=source)) != of_files
+  os.symlink('nowhere', folder / '0.1')
+  named(other(source=source))
+  # Of weights that lie in no file their numbers count; of those in a bucket, its name.
+  doubled = jax.tree.map(lambda x: 2 * x, backbone.params)
+  in_memory = named(other(params=backbone.params))
+  assert named(other(params=jax.tree.map(jnp.copy, backbone.params))) == in_memory
+  assert named(other(params=doubled)) != in_memory
+  assert named(other(params=None), doubled) == named(other(params=doubled))
+  assert named(other(source='gs://b/a')) != named(other(source='gs://b/b'))
 
 
 def test_of_several_prompts_those_that_were_done_are_not_evaluated_again(
@@ -200,30 +236,34 @@ def test_answers_to_texts_are_kept_until_they_are_written(backbone, monkeypatch,
   assert power.computed == 0 and kept(tmp_path) == []
 
 
-def test_batches_that_two_processes_kept_count_once(tmp_path):
-  first, second = (AnswerFolder(tmp_path).answers(dict) for _ in range(2))
+def of_seed(folder, backbone, seed=1):
+  return AnswerFolder(folder).answers(backbone, None, lambda: {'seed': seed})
+
+
+def test_batches_that_two_processes_kept_count_once(backbone, tmp_path):
+  first, second = (of_seed(tmp_path, backbone) for _ in range(2))
   for of_run in (first, second):
     of_run.add([[0, 'a']])
     of_run.add([[1, 'b']])
-  again = AnswerFolder(tmp_path).answers(dict)
+  again = of_seed(tmp_path, backbone)
   assert again.read() == [[[0, 'a']], [[1, 'b']]]
   again.add([[2, 'c']])
   (path,) = (tmp_path / '.unfinished').iterdir()
   path.write_text(path.read_text().split('\n', 1)[1])  # What is left begins with batch 1.
-  assert AnswerFolder(tmp_path).answers(dict).read() == []
+  assert of_seed(tmp_path, backbone).read() == []
 
 
-def test_a_line_that_was_cut_short_is_found_again(tmp_path):
-  of_run = AnswerFolder(tmp_path).answers(lambda: {'seed': 1})
+def test_a_line_that_was_cut_short_is_found_again(backbone, tmp_path):
+  of_run = of_seed(tmp_path, backbone)
   of_run.add([[0, 'a']])
   of_run.add([[1, 'b']])
   (path,) = (tmp_path / '.unfinished').iterdir()
   path.write_text(path.read_text()[:-5])
-  again = AnswerFolder(tmp_path).answers(lambda: {'seed': 1})
+  again = of_seed(tmp_path, backbone)
   assert again.read() == [[[0, 'a']]]
   again.add([[1, 'c']])
   assert [json.loads(line)['answers'] for line in path.read_text().splitlines()] == [
       [[0, 'a']], [[1, 'c']]
   ]  # fmt: skip
-  assert AnswerFolder(tmp_path).answers(lambda: {'seed': 2}).read() == []
-  assert AnswerFolder(None).answers(dict).read() == []
+  assert of_seed(tmp_path, backbone, seed=2).read() == []
+  assert of_seed(None, backbone).read() == []
