@@ -12,6 +12,7 @@ import pytest
 import prompt_tuning_jax as ptj
 from prompt_tuning_jax import cli
 from prompt_tuning_jax.typing import Injection
+from tests import saved_backbone
 from tests.tasks.super_glue_samples import OFFICIAL, write_official
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,14 @@ def official_files(tmp_path):
   write_official(tmp_path, 'CB/train.jsonl', lines)
 
 
-@pytest.mark.usefixtures('elsewhere', 'demo_prompt', 'official_files')
+@pytest.fixture
+def micro(tmp_path, monkeypatch):
+  """What its recipes leave where models are found by name."""
+  monkeypatch.setenv('PTJ_LADDER_DIR', str(tmp_path / 'ladder'))
+  saved_backbone.save(tmp_path / 'ladder' / 'micro' / 'backbone')
+
+
+@pytest.mark.usefixtures('elsewhere', 'demo_prompt', 'official_files', 'micro')
 @pytest.mark.parametrize('command', _commands())
 def test_a_command_runs_dry_as_it_is_written(command, tmp_path, capsys):
   argv = shlex.split(command.replace('/tmp/', f'{tmp_path}/'))
