@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,19 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _sha256(manifest: str, arrays: Mapping[str, np.ndarray]) -> str:
-  digest = hashlib.sha256(manifest.encode())
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
+  return sum_of_arrays(sorted(arrays.items()), manifest)
+
+
+def sum_of_arrays(arrays: Iterable[tuple[str, Any]], text: str = '') -> str:
+  """sha256, in hexadecimal, of a text and of arrays in their order: names, types, shapes, values.
+
+  Args:
+    arrays: (name, array) of each; they may be made one at a time.
+    text: what is summed before them.
+  """
+  digest = hashlib.sha256(text.encode())
+  for name, array in arrays:
+    array = np.ascontiguousarray(array)
     digest.update(f'{name} {array.dtype.str} {array.shape}'.encode())
     digest.update(array.reshape(-1).view(np.uint8))
   return digest.hexdigest()

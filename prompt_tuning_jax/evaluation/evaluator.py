@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from prompt_tuning_jax import partitioning, processes
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data import array_file
 from prompt_tuning_jax.data.batches import EvalBatches
 from prompt_tuning_jax.data.prompt_design import INPUT_LENGTH
 from prompt_tuning_jax.data.several_prompts import PromptLayout
@@ -244,9 +245,7 @@ class Evaluator:
           'injection': kept_answers.describe_injection(injection),
           'task': self.task.manifest,
           # In the order of their names: files have another than what was just tokenised.
-          'content': kept_answers.sum_of_arrays(
-              array for _, array in sorted(self.task.arrays.items())
-          ),
+          'content': array_file.sum_of_arrays(sorted(self.task.arrays.items())),
           'layout': self._layout,
           'choices': self.task.label_classes if self._choices is not None else None,
           'normalize_by_length': self._normalize_by_length,

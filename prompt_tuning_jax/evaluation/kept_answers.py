@@ -14,22 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
-from prompt_tuning_jax.data import provenance
+from prompt_tuning_jax.data import array_file, provenance
 from prompt_tuning_jax.injection_arrays import SETTINGS, named_arrays
 from prompt_tuning_jax.json_files import as_json, canonical_json, read_jsonl, write_jsonl
-from prompt_tuning_jax.typing import Array, Injection, PyTree
+from prompt_tuning_jax.typing import Injection, PyTree
 from prompt_tuning_jax.writing import check_local, is_remote
 
 _FOLDER = '.unfinished'
@@ -70,12 +67,12 @@ class AnswerFolder:
     """
     if self._folder is None:
       return KeptAnswers(None)
-    all_of_it = {
+    all_of_it = as_json({
         'library_version': provenance.library_version(),
         'weights': self._weights_of(backbone, params),
-        'computation': as_json(backbone.computation()),
-        **as_json(depends_on()),
-    }
+        'computation': backbone.computation(),
+        **depends_on(),
+    })
     name = hashlib.sha256(canonical_json(all_of_it).encode()).hexdigest()[:16]
     self._kept.append(KeptAnswers(os.path.join(self._folder, _FOLDER, f'{name}.jsonl')))
     return self._kept[-1]
@@ -186,27 +183,16 @@ def _files(path: str, without: str | os.PathLike[str]) -> list[tuple[str, int, i
 
 
 def describe_injection(injection: Injection | None) -> dict[str, Any] | None:
-  """What tells a prompt from others: sums of its arrays, and its settings."""
+  """What tells a prompt from others: a sum of its arrays, and its settings."""
   if injection is None:
     return None
-  sums = {name: sum_of_arrays([array]) for name, array in named_arrays(injection).items()}
-  settings = (*SETTINGS, 'num_prompts')
-  return sums | {name: getattr(injection, name) for name in settings}
+  settings = {name: getattr(injection, name) for name in (*SETTINGS, 'num_prompts')}
+  return {'arrays': array_file.sum_of_arrays(named_arrays(injection).items()), **settings}
 
 
 def _sum_of_tree(tree: PyTree) -> str:
-  paths, leaves = zip(*jax.tree.leaves_with_path(tree), strict=True)
-  names = np.array([jax.tree_util.keystr(path) for path in paths])
   # JAX keeps what was fetched of an array beside it, as long as that lives: of copies, no longer.
-  arrays = (jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in leaves)
-  return sum_of_arrays(itertools.chain([names], arrays))
-
-
-def sum_of_arrays(arrays: Iterable[np.ndarray | Array]) -> str:
-  """sha256 of arrays, their types and shapes."""
-  digest = hashlib.sha256()
-  for array in arrays:
-    array = np.ascontiguousarray(partitioning.whole(array))
-    digest.update(f'{array.dtype} {array.shape}'.encode())
-    digest.update(array.reshape(-1).view(np.uint8))
-  return digest.hexdigest()
+  return array_file.sum_of_arrays(
+      (jax.tree_util.keystr(path), jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf)
+      for path, leaf in jax.tree.leaves_with_path(tree)
+  )

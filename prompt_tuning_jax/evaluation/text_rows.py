@@ -13,6 +13,7 @@ import tqdm
 
 from prompt_tuning_jax import partitioning
 from prompt_tuning_jax.backbones.backbone import Backbone
+from prompt_tuning_jax.data import array_file
 from prompt_tuning_jax.data.several_prompts import moved
 from prompt_tuning_jax.data.target_prefix import common_prefix
 from prompt_tuning_jax.data.virtual_tokens import Placement, as_placement
@@ -132,7 +133,8 @@ class TextRows:
     def depends_on() -> dict[str, Any]:
       return {
           'injection': kept_answers.describe_injection(self.injection),
-          'rows': kept_answers.sum_of_arrays([*map(np.asarray, self._rows), self._prompt_ids]),
+          'rows': array_file.sum_of_arrays(('row', row) for row in self._rows),
+          'prompt_ids': self._prompt_ids,
           'rows_of_text': self.rows_of_text,
           'target_prefix': self.target_prefix,
           'batch_size': batch_size,
